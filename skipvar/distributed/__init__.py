@@ -1,0 +1,1 @@
+"""Driver and replicas on Ray: the only package that imports it."""

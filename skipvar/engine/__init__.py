@@ -1,0 +1,1 @@
+"""Batches requests through the model: prefix, probe, policy, bucket, suffix, decode."""

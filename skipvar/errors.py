@@ -1,0 +1,28 @@
+"""Errors by what they stop: a row, a replica, or the run.
+
+Every message is one sentence for the user: it names the file, the row or the key, what was wrong, and what is accepted.
+"""
+
+
+class SkipvarError(Exception):
+    """Base of everything that is reported to the user without a traceback."""
+
+
+class ConfigError(SkipvarError):
+    """A configuration key, a combination of keys or a policy file is unusable. Stops the run before any work (exit 2)."""
+
+
+class InputError(SkipvarError):
+    """An input file cannot be read or lacks a column. Stops the run before any work (exit 2)."""
+
+
+class RowError(SkipvarError):
+    """One row of the input has an unusable value. The row goes to the error table; the run goes on (exit 3 in the end)."""
+
+
+class ModelError(SkipvarError):
+    """Weights are missing, left over, or do not fit the model's configuration. Stops the run."""
+
+
+class StorageError(SkipvarError):
+    """The output or input location cannot be used as it is now: full, denied, gone, wrong credentials. Stops the run (exit 4)."""

@@ -1,0 +1,1 @@
+"""Infinity's networks in torch: knows no policy, no Ray, no storage."""

@@ -1,0 +1,1 @@
+"""Prompts in, Parquet out: units, schema, storage, resume."""

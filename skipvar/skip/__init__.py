@@ -1,0 +1,1 @@
+"""The paper: strategies, the probe, and the policies that map one to the other."""

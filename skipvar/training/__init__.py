@@ -1,0 +1,1 @@
+"""The embedded model's data and training."""
