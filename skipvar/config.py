@@ -1,0 +1,141 @@
+"""The typed configuration of a run: one complete YAML file plus `key=value` overrides.
+
+Every key is documented here, under its field. Unknown keys, wrong types and impossible values are refused with one
+sentence (`ConfigError`). Units are in the names.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(kw_only=True)
+class InputConfig:
+    path: Any = "conf/prompts/emoji.txt"
+    """Prompts: a file, a glob, a list of these; local or `s3://`; txt (a prompt a line), jsonl, csv or parquet."""
+    prompt_column: str = "prompt"
+    id_column: str = "id"
+    """Column with the user's own labels, where the input has it."""
+    limit: int | None = None
+    """Use only so many first rows of the input."""
+
+
+@dataclass(kw_only=True)
+class OutputConfig:
+    path: str = "outputs/emoji"
+    """A folder or `s3://bucket/prefix`; may hold `{date}` (UTC, YYYY-MM-DD) and `{fingerprint}`."""
+    image_format: str = "png"
+    """png (lossless), webp (lossless) or jpeg (quality 95)."""
+    unit_rows: int = 256
+    """Dataset rows in a unit: the grain of scheduling, commit and resume. Capped so that raw pixels stay under 500 MB."""
+    max_row_group_bytes: int = 100_000_000
+    max_file_bytes: int = 500_000_000
+
+
+@dataclass(kw_only=True)
+class ModelSection:
+    name: str = "emoji"
+    """A preset: emoji (embedded), infinity_125m, infinity_1b, infinity_2b, infinity_8b, infinity_20b."""
+    path: str | None = None
+    """The weights: a converted folder (jobs/convert_checkpoint.py), an official `.pth`, a sharded Hugging Face folder or
+    safetensors; local or `s3://`. null: the embedded ones. `random:SEED`: seeded random weights, for tests and benchmarks."""
+    vae_path: str | None = None
+    """The VAE's official file, where `path` is not a converted folder."""
+    text_encoder_path: str | None = None
+    """A T5 encoder in Hugging Face layout (flan-t5-xl for Infinity), where `path` is not a converted folder."""
+    dtype: str = "auto"
+    """float32, bfloat16, or auto: bfloat16 on GPUs, on CPUs what a short measurement finds faster."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+
+
+@dataclass(kw_only=True)
+class SamplingConfig:
+    seed: int = 0
+    """The run seed: rows without a seed of their own get one derived from it and their id."""
+    cfg: Any = 3.0
+    """Guidance strength: a number, or a list with one for each scale."""
+    tau: Any = 0.5
+    """Sampling temperature: a number, or a list with one for each scale."""
+    top_k: int = 900
+    top_p: float = 0.97
+    size: str | None = None
+    """One of the model's sizes (0.06M, 0.25M, 0.60M, 1M for Infinity); null: the model's default."""
+    aspect_ratio: float = 1.0
+    """Height / width; mapped to the nearest of the model's ratios."""
+    images_per_prompt: int = 1
+    negative_prompt: str | None = None
+    cfg_insertion_layers: list[int] = field(default_factory=lambda: [0])
+    """Where guidance is applied: 0 on the logits, -j after block depth-j."""
+
+
+@dataclass(kw_only=True)
+class EngineConfig:
+    batch_size: Any = "auto"
+    """Images in a batch, at most; auto: from free memory."""
+    pool_images: Any = "auto"
+    """Images that may wait in buckets with their keys and values; auto: from free memory."""
+    batch_invariant: Any = "auto"
+    """Same bits in any batch: pad products' rows and run on one thread (CPU). auto: true on CPUs, false on GPUs."""
+    fixed_shapes: bool = False
+    """Pad every batch of a kind to one size (GPU): neighbours no longer matter, and batch sizes enter the fingerprint."""
+
+
+@dataclass(kw_only=True)
+class ReplicasConfig:
+    min: int = 1
+    max: Any = "auto"
+    """auto: as many as the cluster has devices for."""
+
+
+@dataclass(kw_only=True)
+class ClusterConfig:
+    address: str = "auto"
+    """auto: the cluster that this process belongs to, else a local one; `local`: always a local one; or `host:port`."""
+    replicas: ReplicasConfig = field(default_factory=ReplicasConfig)
+    cpus_per_replica: int = 1
+    gpus_per_replica: Any = "auto"
+    """auto: 1 where the device is cuda, else 0."""
+
+
+@dataclass(kw_only=True)
+class AuditConfig:
+    fraction: float = 0.0
+    """Share of images that are re-made under `base` from the same prefix, to measure SSIM. Not available yet: must be 0."""
+    min_ssim: float | None = None
+
+
+@dataclass(kw_only=True)
+class StorageConfig:
+    endpoint_url: str | None = None
+    """S3 endpoint; null: the AWS environment's (`AWS_ENDPOINT_URL`), else AWS."""
+    region: str | None = None
+    retry_seconds: float = 300.0
+    """How long an endpoint that is gone is retried before the run stops (exit 4)."""
+    lease_stale_seconds: float = 60.0
+    """A run on the same output whose heartbeat has not changed for so long counts as dead."""
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """A whole run. Read with `load_config`."""
+
+    input: InputConfig = field(default_factory=InputConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    model: ModelSection = field(default_factory=ModelSection)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    policy: str | None = None
+    """A policy file, `fixed:<strategy>`, or `spread`; null: the model's own (`fixed:base` where it has none)."""
+    policy_force: bool = False
+    """Use a policy that was fitted for another model, number of scales or decision scale."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    retry_errors: bool = False
+    """Make only the requests that the finished run's error table holds."""
+    max_error_share: float = 0.2
+    """End the run (exit 4) when more than this share of requests failed, counted after the first 100."""
+    max_attempts: int = 3
+    """How often a unit is handed out again after its replica died, before it is split to find the prompt at fault."""
+    max_seconds: float | None = None
+    """Stop in order after so long (exit 4): a night has an end."""

@@ -1,0 +1,149 @@
+"""The nouns that every part shares: Request, Image, Failure, Unit, UnitReport. Plain values; neither torch nor ray."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RequestKey = tuple[int, int]
+"""`(position, image_index)`: what a run accounts for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One image to make: a row of the input (at `position`) and which of its `images_per_prompt` (`image_index`)."""
+
+    position: int
+    """The row's place in the whole input, from 0."""
+    image_index: int
+    id: str
+    """The user's label, passed through; not necessarily unique."""
+    prompt: str
+    negative_prompt: str | None
+    """None: the model's learned unconditional text."""
+    seed: int
+    """In [0, 2**63)."""
+    cfg: tuple[float, ...]
+    """Guidance strength of each of the schedule's K scales; 1 means no guidance."""
+    tau: tuple[float, ...]
+    """Sampling temperature of each of the K scales, > 0."""
+    top_k: int
+    """0: off. 1: arg max. 2 or more: no effect on binary codes."""
+    top_p: float
+    """In [0, 1]; 0: off."""
+    aspect_ratio: float
+    """Height / width, as asked."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The user's own columns, by their names in the input."""
+
+    @property
+    def key(self) -> RequestKey:
+        return (self.position, self.image_index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What SkipVAR looks at after the decision scale (FORWARD.md section 9), for one image."""
+
+    sobel_change: float
+    """Mean absolute change of the Sobel magnitude between the last two scales' decoded images."""
+    fft_high_frequency_ratio: float
+    """Share of the spectrum's amplitude beyond 0.4 of the half side, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A finished request."""
+
+    request: Request
+    pixels: "np.ndarray"
+    """`(height, width, 3)` uint8, RGB."""
+    strategy: str
+    """Name of the strategy that it was made under."""
+    probe: Probe | None
+    """None where no probe was taken: a fixed policy, or a schedule without a decision scale."""
+    strategy_scores: Mapping[str, float] | None
+    """The policy's score of each strategy (a probability for logistic policies); None where it has none."""
+    scales_run: int
+    cost_share: float
+    """Token-forwards run over those of `base`, in (0, 1]."""
+    engine_seconds: float
+    """Share of the engine's time: each batch's seconds divided by its images."""
+    audit_ssim: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A request that ended without an image."""
+
+    position: int
+    image_index: int
+    id: str
+    prompt: str
+    seed: int | None
+    error_class: str
+    message: str
+    attempts: int = 1
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> RequestKey:
+        return (self.position, self.image_index)
+
+    @classmethod
+    def of(cls, request: Request, error: Exception) -> "Failure":
+        """The failure of a request that could be read but not made."""
+        return cls(
+            position=request.position,
+            image_index=request.image_index,
+            id=request.id,
+            prompt=request.prompt,
+            seed=request.seed,
+            error_class=type(error).__name__,
+            message=str(error),
+            columns=request.columns,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSlice:
+    """A range of rows of one input file."""
+
+    uri: str
+    first_row: int
+    num_rows: int
+    byte_offset: int | None = None
+    """Where the first row starts, for text formats; None for Parquet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """A contiguous range of prompts: the grain of scheduling, commit and resume."""
+
+    index: int
+    first_position: int
+    num_rows: int
+    """Input rows (prompts), not requests."""
+    slices: Sequence[FileSlice]
+    only: frozenset[RequestKey] | None = None
+    """Make these requests alone (`retry_errors`); None: all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitReport:
+    """What a replica tells the driver of a finished unit: small, whatever the unit's size."""
+
+    unit: int
+    num_images: int
+    num_failures: int
+    num_bytes: int
+    content_hash: str
+    already_there: bool
+    """Another worker had published this unit."""
+    same_content: bool
+    """False: the published file's content hash differs from what was made here."""
+    strategies: Mapping[str, int]
+    """Images made under each strategy."""
+    seconds: float
