@@ -116,6 +116,10 @@ class FileSlice:
     num_rows: int
     byte_offset: int | None = None
     """Where the first row starts, for text formats; None for Parquet."""
+    num_bytes: int | None = None
+    """Bytes from the first row's start to the slice's end, for text formats."""
+    checksum: int | None = None
+    """CRC-32 of those bytes: a file that changed since it was planned is found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +133,8 @@ class Unit:
     slices: Sequence[FileSlice]
     only: frozenset[RequestKey] | None = None
     """Make these requests alone (`retry_errors`); None: all."""
+    retry: int = 0
+    """0: the unit itself. R > 0: its R-th retry, published beside it as `data/unit-N.retry-R.parquet`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
