@@ -1,0 +1,100 @@
+"""What both training loops share: the clock of a stretch, EMA, checkpoints, the log, sample sheets."""
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """Where a training run reads and writes."""
+
+    packages: Path
+    """The two `npm pack` archives."""
+    run: Path
+    """Checkpoints, latents, logs, sample sheets."""
+
+
+class Stretch:
+    """One sitting of a training run: ends after `minutes`; the last `decay_minutes` bring the rate down to zero."""
+
+    def __init__(self, minutes: float, decay_minutes: float, warmup_steps: int) -> None:
+        self._end = time.monotonic() + 60 * minutes
+        self._decay_seconds = 60 * decay_minutes
+        self._warmup_steps = warmup_steps
+
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._end
+
+    def rate_factor(self, steps_done: int) -> float:
+        """Multiplier of the learning rates: a linear warm-up by steps, constant, a linear decay by time."""
+        warmup = min(1.0, (steps_done + 1) / self._warmup_steps)
+        left = max(0.0, self._end - time.monotonic())
+        return warmup * min(1.0, left / self._decay_seconds) if self._decay_seconds else warmup
+
+
+class Ema:
+    """Exponential moving average of a module's parameters (float32), with a warm-up: early steps average little."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._num_updates = 0
+        self._source = dict(module.named_parameters())
+        self.weights = {name: p.detach().clone() for name, p in self._source.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self._num_updates += 1
+        decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
+        torch._foreach_lerp_(list(self.weights.values()), list(self._source.values()), 1 - decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.weights, "num_updates": self._num_updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._num_updates = state["num_updates"]
+        for name, weight in self.weights.items():
+            weight.copy_(state["weights"][name])
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes beside and renames, so that an interruption leaves the last good checkpoint."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def append_log(path: Path, record: dict[str, Any]) -> None:
+    """One JSON line, and the same to the logger."""
+    line = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in record.items()})
+    logger.info("%s", line)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def save_sheet(path: Path, images: Tensor, columns: int) -> None:
+    """Images `(N, 3, H, W)` in [-1, 1] as one PNG, row by row, 2 pixels apart."""
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + 2), columns * (width + 2), 3), 255, np.uint8)
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    for i, image in enumerate(pixels):
+        top, left = i // columns * (height + 2), i % columns * (width + 2)
+        sheet[top : top + height, left : left + width] = image
+    Image.fromarray(sheet).save(path)

@@ -1,0 +1,170 @@
+"""The training pictures: Fluent emoji on named backgrounds in three layouts, composed on the fly, with captions.
+
+Source: npm `@lobehub/fluent-emoji-3d` (Microsoft's Fluent emoji, MIT) for the pictures and npm `emoji-datasource-google`
+for names. The packages are fetched by `jobs/train_emoji.py data` and never committed.
+"""
+
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from skipvar.errors import InputError
+from skipvar.training.objects import OBJECTS
+from skipvar.training.recipe import Recipe
+
+PICTURE_PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
+NAME_PACKAGE = "emoji-datasource-google@16.0.0"
+
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (250, 250, 250),
+    "black": (24, 24, 28),
+    "gray": (150, 152, 158),
+    "red": (216, 48, 48),
+    "blue": (52, 96, 220),
+    "green": (46, 160, 84),
+    "yellow": (252, 214, 64),
+    "pink": (250, 164, 200),
+}
+"""Name to RGB."""
+
+LAYOUT_SIDES = (1, 2, 3)
+"""Objects a row (and a column) in each layout."""
+_OBJECT_SHARES = (0.78, 0.86, 0.88)
+"""Side of an object over the side of its cell, by layout."""
+
+# {a} is "a" or "an" with the name; the number of phrasings per layout may differ.
+_PHRASINGS: tuple[tuple[str, ...], ...] = (
+    (
+        "{name} on {color}",
+        "{a} on {color}",
+        "{a} on a {color} background",
+        "one {name} on {color}",
+        "a large {name} on a {color} background",
+        "a big {name} on {color}",
+        "one large {name} on {color}",
+        "a picture of {a} on a {color} background",
+    ),
+    (
+        "four {plural} on {color}",
+        "four {plural} in a grid on {color}",
+        "four {plural} on a {color} background",
+        "4 {plural} on {color}",
+        "a two by two grid of {plural} on {color}",
+        "a picture of four {plural} on a {color} background",
+    ),
+    (
+        "nine {plural} on {color}",
+        "nine small {plural} on {color}",
+        "nine small {plural} on a {color} background",
+        "9 {plural} on {color}",
+        "nine {plural} in a grid on {color}",
+        "a three by three grid of {plural} on {color}",
+        "many small {plural} on a {color} background",
+    ),
+)
+
+
+@dataclass(frozen=True, order=True)
+class Combination:
+    """What a picture shows: indices into `OBJECTS`, `BACKGROUNDS` and `LAYOUT_SIDES`."""
+
+    object_index: int
+    background_index: int
+    layout_index: int
+
+
+def all_combinations() -> list[Combination]:
+    """Every (object, background, layout), in a fixed order."""
+    return [
+        Combination(o, b, layout)
+        for o in range(len(OBJECTS))
+        for b in range(len(BACKGROUNDS))
+        for layout in range(len(LAYOUT_SIDES))
+    ]
+
+
+def split_combinations(recipe: Recipe) -> tuple[list[Combination], list[Combination]]:
+    """(training, held out): the held-out ones are chosen by the recipe's seed and seen by no training step."""
+    combinations = all_combinations()
+    order = torch.randperm(len(combinations), generator=torch.Generator().manual_seed(recipe.seed)).tolist()
+    held_out = [combinations[i] for i in order[: recipe.held_out_combinations]]
+    return [combinations[i] for i in sorted(order[recipe.held_out_combinations :])], held_out
+
+
+def captions(combination: Combination) -> list[str]:
+    """Every caption of a combination: its phrasings times the object's names."""
+    names = list(OBJECTS.values())[combination.object_index]
+    color = list(BACKGROUNDS)[combination.background_index]
+    result = []
+    for singular, plural in names:
+        article = "an" if singular[0] in "aeiou" and not singular.startswith(("uni", "ufo")) else "a"
+        for phrasing in _PHRASINGS[combination.layout_index]:
+            result.append(phrasing.format(name=singular, plural=plural, a=f"{article} {singular}", color=color))
+    return result
+
+
+class Pictures:
+    """All objects in all layouts as premultiplied layers; composing a picture is one multiply-add."""
+
+    def __init__(self, package_folder: Path, image_side: int) -> None:
+        codes = _read_codes(package_folder)
+        archive = _find_archive(package_folder, "lobehub-fluent-emoji-3d")
+        with tarfile.open(archive) as tar:
+            emoji = [_read_emoji(tar, codes[name]) for name in OBJECTS]
+        layers = [_layer(image, image_side, layout) for image in emoji for layout in range(len(LAYOUT_SIDES))]
+        self.layers = torch.from_numpy(np.stack(layers)).permute(0, 3, 1, 2).contiguous()
+        """uint8 (objects * layouts, 4, side, side): red, green, blue times alpha, and alpha."""
+        self.backgrounds = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32)
+
+    def compose(self, combinations: list[Combination], mirrored: Tensor) -> Tensor:
+        """Pictures float32 `(B, 3, side, side)` in [-1, 1]; `mirrored` is bool `(B,)`: left and right swapped."""
+        rows = [c.object_index * len(LAYOUT_SIDES) + c.layout_index for c in combinations]
+        layers = self.layers[rows].float()
+        background = self.backgrounds[[c.background_index for c in combinations]][:, :, None, None]
+        pictures = (layers[:, :3] + (1 - layers[:, 3:] / 255) * background) / 127.5 - 1
+        return torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
+
+
+def _find_archive(folder: Path, prefix: str) -> Path:
+    found = sorted(folder.glob(f"{prefix}-*.tgz"))
+    if not found:
+        raise InputError(f"{folder} holds no {prefix}-*.tgz: run `python -m jobs.train_emoji data` to fetch it")
+    return found[-1]
+
+
+def _read_codes(folder: Path) -> dict[str, str]:
+    """Short name to the code points that name the picture's file."""
+    with tarfile.open(_find_archive(folder, "emoji-datasource-google")) as tar:
+        member = tar.extractfile("package/emoji.json")
+        assert member is not None
+        return {entry["short_name"]: entry["unified"].lower() for entry in json.load(member)}
+
+
+def _read_emoji(tar: tarfile.TarFile, code: str) -> Image.Image:
+    """The picture as RGBa: premultiplied, so that resizing does not mix in the colour of transparent pixels."""
+    names = set(tar.getnames())
+    path = next((p for p in (f"package/assets/{code}.webp", f"package/assets/{code.split('-')[0]}.webp") if p in names), "")
+    member = tar.extractfile(path) if path else None
+    if member is None:
+        raise InputError(f"the picture package lacks {code}.webp")
+    return Image.open(member).convert("RGBA").convert("RGBa")
+
+
+def _layer(emoji: Image.Image, image_side: int, layout: int) -> np.ndarray:
+    """uint8 (side, side, 4): the object repeated in its layout, each copy in the middle of its cell."""
+    per_row = LAYOUT_SIDES[layout]
+    cell = image_side / per_row
+    size = round(cell * _OBJECT_SHARES[layout])
+    small = np.asarray(emoji.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=None))
+    starts = [round(cell * i + (cell - size) / 2) for i in range(per_row)]
+    layer = np.zeros((image_side, image_side, 4), np.uint8)
+    for top in starts:
+        for left in starts:
+            layer[top : top + size, left : left + size] = small
+    return layer

@@ -1,0 +1,99 @@
+"""Every number of the embedded model's training, and its sizes, in one place."""
+
+from dataclasses import dataclass, field
+
+from skipvar.model.config import ModelConfig, ScheduleConfig, TransformerConfig, VaeConfig
+
+SCALE_SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+GRIDS = tuple((side, side) for side in SCALE_SIDES)
+NUM_SCALES = len(GRIDS)
+
+MODEL = ModelConfig(
+    name="emoji",
+    transformer=TransformerConfig(
+        depth=8,
+        width=256,
+        num_heads=4,
+        mlp_ratio=4.0,
+        text_width=256,
+        text_max_tokens=64,
+        latent_channels=32,
+        spatial_patchify=False,
+    ),
+    # Widths 16, 40, 80, 128: none but the coarsest divides by 24 or 32, so GroupNorm gets several channels a group.
+    vae=VaeConfig(latent_channels=32, base_width=8, width_multipliers=(2, 5, 10, 16), num_res_blocks=1),
+    schedules=ScheduleConfig(grids={"1.0": GRIDS}, sizes={"128": NUM_SCALES}, default_size="128"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRecipe:
+    """Sizes of the tiny T5 text encoder; its width is `MODEL.transformer.text_width`."""
+
+    num_layers: int = 2
+    num_heads: int = 4
+    hidden_width: int = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeRecipe:
+    """How the autoencoder is trained."""
+
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-3
+    warmup_steps: int = 100
+    ema_decay: float = 0.998
+    gradient_weight: float = 0.5
+    """Of the L1 distance between the images' finite differences."""
+    commitment_weight: float = 0.25
+    truncated_share: float = 0.3
+    """Share of images decoded from a running sum that lacks the last one to three scales."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerRecipe:
+    """How the transformer and its text encoder are trained."""
+
+    early_scales: int = 7
+    early_batch_size: int = 48
+    full_batch_size: int = 12
+    full_every: int = 4
+    """Every so many steps one sees all scales, the others only the first `early_scales`."""
+    muon_rate: float = 2.5e-3
+    muon_momentum: float = 0.95
+    adam_rate: float = 2e-3
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 1e-2
+    warmup_steps: int = 100
+    ema_decay: float = 0.998
+    max_flip_probability: float = 0.3
+    """Bits of the input are flipped with a chance drawn from U(0, this) for each image."""
+    text_dropout: float = 0.1
+    gradient_clip: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecipe:
+    """What `evaluate` generates and measures."""
+
+    num_prompts: int = 300
+    cfg: float = 3.0
+    tau: float = 0.5
+    top_p: float = 0.97
+    batch_size: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The whole recipe; one `seed` fixes data order, held-out combinations and initial weights."""
+
+    seed: int = 0
+    image_side: int = 128
+    held_out_combinations: int = 320
+    """(object, background, layout) triples that no training step sees."""
+    checkpoint_seconds: float = 120.0
+    text: TextRecipe = field(default_factory=TextRecipe)
+    vae: VaeRecipe = field(default_factory=VaeRecipe)
+    transformer: TransformerRecipe = field(default_factory=TransformerRecipe)
+    evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
