@@ -74,8 +74,8 @@ class TextLayout:
     """Which text tokens each row of a padded batch really has, and how attention keeps to them."""
 
     groups: Sequence[tuple[Tensor | None, int]]
-    """Rows `(m,)` int64 (None: all) that share one length, and the length. Each group attends without padding, so that a
-    row's bits do not depend on its neighbours' lengths."""
+    """Rows `(m,)` int64 (None: all) that share one length, and the length. Each group attends without padding, so that
+    a row's bits do not depend on its neighbours' lengths."""
     mask: Tensor | None = None
     """`(n, 1, 1, T)` bool instead of groups: one launch for all rows (GPU), at the price of that promise."""
 

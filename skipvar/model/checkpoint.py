@@ -1,7 +1,7 @@
 """Reads weights of every published layout into our networks: the one place that knows foreign names.
 
-Nothing is unpickled: `.pth` files are opened with `weights_only=True`. A left-over or missing key, or a wrong shape, is a
-`ModelError` that names it.
+Nothing is unpickled: `.pth` files are opened with `weights_only=True`. A left-over or missing key, or a wrong shape, is
+a `ModelError` that names it.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ State = dict[str, Tensor]
 
 
 def read_state(path: Path) -> State:
-    """All tensors of a `.pth`/`.pt`/`.bin` file, a safetensors file, or a sharded folder with an index, by their names there."""
+    """All tensors of a `.pth`, `.pt` or `.bin` file, a safetensors file, or a (sharded) folder, by their names there."""
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
@@ -156,7 +156,7 @@ _VAE_RULES = (
         re.compile(r"\b(?:up|down)\.(\d+)\.(upsample|downsample)\.conv\."),
         lambda match: f"levels.{match[1]}.{match[2]}.",
     ),
-    (re.compile(r"\bnin_shortcut\."), lambda match: "shortcut."),
+    (re.compile(r"\bnin_shortcut\."), lambda _: "shortcut."),
     (re.compile(r"\.(?:conv|norm)\.(weight|bias)$"), lambda match: f".{match[1]}"),
 )
 
@@ -164,8 +164,8 @@ _VAE_RULES = (
 def decoder_state_from_official(state: State) -> State:
     """The decoder's part of an official VAE file (`{"vae": {...}}`), under our names.
 
-    Accepts upstream's alias `X.weight` for `X.conv.weight` and `X.norm.weight`. The encoder and the quantizer's mask are
-    left out: generation does not use them.
+    Accepts upstream's alias `X.weight` for `X.conv.weight` and `X.norm.weight`. The encoder and the quantizer's mask
+    are left out: generation does not use them.
     """
     own: State = {}
     for name, tensor in state.items():
@@ -195,14 +195,13 @@ def load_into(module: nn.Module, state: State, source: str) -> None:
             if tuple(size for size in tensor.shape if size != 1) != tuple(
                 size for size in parameter.shape if size != 1
             ):
-                raise ModelError(
-                    f"{source}: {name} has shape {tuple(tensor.shape)}, the configuration wants {tuple(parameter.shape)}"
-                )
+                shapes = f"has shape {tuple(tensor.shape)}, the configuration wants {tuple(parameter.shape)}"
+                raise ModelError(f"{source}: {name} {shapes}")
             parameter.copy_(tensor.reshape(parameter.shape))
 
 
 def fit_unconditional_text(state: State, num_rows: int) -> None:
-    """Cuts the learned unconditional text to the configured length, as upstream does; a shorter table is refused later."""
+    """Cuts the learned unconditional text to the configured length, as upstream does; a shorter one is refused later."""
     table = state.get("unconditional_text")
     if table is not None and table.ndim == 2 and len(table) > num_rows:
         state["unconditional_text"] = table[:num_rows]
@@ -219,6 +218,11 @@ def sha256_of(path: Path) -> str:
         while chunk := stream.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def sha256_of_json(content: object) -> str:
+    """SHA-256 of a JSON-able value in canonical form."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _some(names: list[str], limit: int = 5) -> str:

@@ -45,8 +45,8 @@ class KeyValueCache:
     def extend(self, layer: int, keys: Tensor, values: Tensor, *, write: bool) -> tuple[Tensor, Tensor]:
         """All keys and values that a scale's queries see: those held, then the new ones `(rows, H, L, c)`.
 
-        With `write` they stay in the cache (`advance` once all layers have done so); without, as for the last scale that
-        runs, the cache needs no room for them.
+        With `write` they stay in the cache (`advance` once all layers have done so); without, as for the last scale
+        that runs, the cache needs no room for them.
         """
         held = slice(0, self.length)
         rows = slice(0, self.num_rows)

@@ -15,7 +15,7 @@ class Linear(nn.Linear):
     pad_rows_to: int = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x: (..., in_features)` of any float dtype -> `(..., out_features)` in the weight's dtype (autocast aside)."""
+        """`x: (..., in_features)` of any float dtype -> `(..., out_features)` in the weight's dtype."""
         return linear(x, self.weight, self.bias, self.pad_rows_to)
 
 

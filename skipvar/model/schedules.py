@@ -7,7 +7,7 @@ from skipvar.errors import RowError
 from skipvar.model.config import ScheduleConfig
 
 RATIO_TOLERANCE = 0.15
-"""How far a request's ratio may be from the nearest one of the model (relative): Infinity's 15 ratios then cover 0.29 to 3.4."""
+"""How far a request's ratio may be from the model's nearest one: Infinity's 15 then cover all from 0.29 to 3.4."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ INFINITY_SCHEDULES = ScheduleConfig(
 
 EMOJI_SCHEDULES = ScheduleConfig(
     grids={"1.0": tuple((side, side) for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))},
-    sizes={"128px": 10},
-    default_size="128px",
+    sizes={"128": 10},
+    default_size="128",
 )
 """The embedded model: square, ten scales, the last three with 77% of the 680 tokens."""

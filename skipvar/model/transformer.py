@@ -1,7 +1,8 @@
 """The next-scale transformer: text in, bit logits of a scale out (FORWARD.md sections 1 to 4 and 8).
 
 `B` images, `n` rows that go through the blocks (`2B` under guidance: conditional rows first), `L` tokens of the scale,
-`C` width, `d` bits a token. Products run in the weights' dtype; the residual stream, norms, modulation and head in float32.
+`C` width, `d` bits a token. Products run in the weights' dtype; the residual stream, norms, modulation and head in
+float32.
 """
 
 import math
@@ -168,7 +169,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Runs all blocks on one scale: `x: (n, L, C)` float32 -> `(n, L, C)` float32.
 
-        `guidance_after_block` mixes the halves after these blocks (section 8), `write` keeps this scale's keys and values.
+        `guidance_after_block` mixes the halves after these blocks (section 8); `write` keeps the scale's keys and values.
         """
         for index, block in enumerate(self._blocks()):
 
