@@ -1,0 +1,243 @@
+"""Where datasets and inputs live: one small interface over local folders and `s3://`, with put-if-absent as its only commit."""
+
+import contextlib
+import errno
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Protocol
+
+from skipvar.config import StorageConfig
+from skipvar.errors import ConfigError, StorageError
+
+TEMPORARY = "_tmp"
+STALE_TEMPORARY_SECONDS = 24 * 3600
+"""A temporary file of another host is a dead attempt's once it is so old."""
+
+
+class NotFoundError(StorageError):
+    """The named object is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a listing."""
+
+    name: str
+    """Relative to the storage's uri, with `/` between folders."""
+    size: int
+    version: str
+    """Changes when the object does: the ETag on S3, the modification time in nanoseconds locally."""
+
+
+class Storage(Protocol):
+    """A flat space of named objects under one uri. Every trouble is a `StorageError` with one sentence and the remedy."""
+
+    uri: str
+
+    def probe(self) -> None:
+        """Show, before any work, that objects can be written here and that put-if-absent is honoured."""
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """The objects whose names start with `prefix`, in the order of their names."""
+
+    def open(self, name: str) -> BinaryIO:
+        """A seekable reader; `NotFoundError` if there is no such object."""
+
+    def read(self, name: str) -> bytes:
+        """The whole object; `NotFoundError` if there is none."""
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Publish the whole object at once, or return False because the name is taken. Durable when it returns."""
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Publish the whole object at once, in place of what was there."""
+
+    def delete(self, name: str) -> None:
+        """Remove the object; no error if there is none."""
+
+    def exists(self, name: str) -> bool: ...
+
+
+def open_storage(uri: str, config: StorageConfig) -> Storage:
+    """The storage at a local folder or `s3://bucket[/prefix]`. Writes nothing."""
+    if uri.startswith("s3://"):
+        from skipvar.shards.s3 import S3Storage  # boto3 takes a third of a second to import; local runs do without
+
+        return S3Storage(uri, config)
+    if "://" in uri:
+        raise ConfigError(f"'{uri.split('://')[0]}://' is no known kind of location; give a local path or s3://bucket/prefix.")
+    return LocalStorage(uri)
+
+
+def join(uri: str, name: str) -> str:
+    """The full uri of a name under a location, for messages."""
+    return f"{uri.rstrip('/')}/{name}"
+
+
+def explain_os_error(error: OSError, what: str) -> StorageError:
+    """One sentence with the remedy for an error of the local file system; `what` names the action and the file."""
+    remedies = {
+        errno.ENOSPC: "the disk is full; free space or give another location, then run the same command again",
+        errno.EDQUOT: "the disk quota is used up; free space or give another location, then run the same command again",
+        errno.EACCES: "permission denied; grant this user access or give another location",
+        errno.EPERM: "the file system does not permit it; grant this user access or give another location",
+        errno.EROFS: "the file system is read-only; give another location",
+        errno.ENOTDIR: "a part of the path is a file, not a folder; give another location",
+        errno.EISDIR: "it is a folder; a file was expected",
+        errno.ENAMETOOLONG: "the path is too long; give a shorter one",
+    }
+    reason = remedies.get(error.errno or 0, error.strerror or type(error).__name__)
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"Cannot {what}: there is no such file.")
+    return StorageError(f"Cannot {what}: {reason}.")
+
+
+class LocalStorage:
+    """A folder. An object appears by `link` from a finished temporary file, so no partial one is ever visible."""
+
+    def __init__(self, uri: str) -> None:
+        self.root = Path(uri).expanduser().absolute()
+        self.uri = str(self.root)
+        self._clean_temporary()
+
+    def probe(self) -> None:
+        name = f"_probe/{_writer_name()}"
+        try:
+            if not self.put_if_absent(name, b"probe") or self.put_if_absent(name, b"probe"):
+                raise StorageError(f"The file system at {self.uri} does not tell whether a file is already there; give another location.")
+        finally:
+            with contextlib.suppress(StorageError):
+                self.delete(name)
+        with contextlib.suppress(OSError):
+            (self.root / "_probe").rmdir()
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        folder = prefix.rpartition("/")[0]
+        try:
+            found = sorted(self._walk(self.root / folder))
+        except OSError as error:
+            raise explain_os_error(error, f"list {join(self.uri, folder)}") from error
+        for name, size, modified in found:
+            if name.startswith(prefix) and not name.startswith(f"{TEMPORARY}/"):
+                yield Entry(name, size, str(modified))
+
+    def open(self, name: str) -> BinaryIO:
+        path = self._path(name)
+        try:
+            return path.open("rb")
+        except OSError as error:
+            raise explain_os_error(error, f"read {path}") from error
+
+    def read(self, name: str) -> bytes:
+        try:
+            with self.open(name) as file:
+                return file.read()
+        except OSError as error:
+            raise explain_os_error(error, f"read {self._path(name)}") from error
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        path = self._path(name)
+        try:
+            if path.exists():
+                return False
+            temporary = self._write_temporary(data)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise explain_os_error(error, f"write {path}") from error
+        return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        try:
+            temporary = self._write_temporary(data)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise explain_os_error(error, f"write {path}") from error
+
+    def delete(self, name: str) -> None:
+        path = self._path(name)
+        try:
+            path.unlink(missing_ok=True)
+            if path.parent.exists():
+                _sync_folder(path.parent)
+        except OSError as error:
+            raise explain_os_error(error, f"delete {path}") from error
+
+    def exists(self, name: str) -> bool:
+        try:
+            return self._path(name).exists()
+        except OSError as error:
+            raise explain_os_error(error, f"read {self._path(name)}") from error
+
+    def _path(self, name: str) -> Path:
+        parts = PurePosixPath(name)
+        assert name and not parts.is_absolute() and ".." not in parts.parts, name
+        return self.root / parts
+
+    def _walk(self, folder: Path) -> Iterator[tuple[str, int, int]]:
+        for parent, _, files in os.walk(folder):
+            for file in files:
+                path = Path(parent, file)
+                with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                    status = path.stat()
+                    yield path.relative_to(self.root).as_posix(), status.st_size, status.st_mtime_ns
+
+    def _write_temporary(self, data: bytes) -> Path:
+        folder = self.root / TEMPORARY
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / _writer_name()
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+    def _clean_temporary(self) -> None:
+        """Remove what dead attempts left in `_tmp/`: it takes space and nothing refers to it."""
+        for path in (self.root / TEMPORARY).glob("*"):
+            with contextlib.suppress(OSError):
+                if _is_stale(path):
+                    path.unlink()
+
+
+def _writer_name() -> str:
+    """A name that no other process and no other call uses; tells whose it is, so that a dead writer's file can be cleaned."""
+    return f"{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex}"
+
+
+def _is_stale(path: Path) -> bool:
+    host, _, rest = path.name.partition("~")
+    process = rest.partition("~")[0]
+    if host == socket.gethostname() and process.isdigit():
+        return not Path("/proc", process).exists() if Path("/proc/self").exists() else False
+    return time.time() - path.stat().st_mtime > STALE_TEMPORARY_SECONDS
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the folder's new entry survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
