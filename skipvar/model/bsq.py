@@ -78,32 +78,33 @@ def quantize(
 ) -> Quantized:
     """Multi-scale residual signs of `latent (B, dv, Hf, Wf)`: down by area, sign, up linearly, subtract, next scale.
 
+    `grids` may be the first scales of a schedule: training sees the early ones alone more often than all.
     With `flip_probability (B,)` each fed bit of image `b` is turned over with that chance and the following targets
     are those that mend it: the bitwise self-correction of Infinity (arXiv 2412.04431).
     """
     code_sum = torch.zeros_like(latent)
     targets: list[Tensor] = []
     fed: list[Tensor] = []
-    for index, grid in enumerate(grids):
-        residual = F.interpolate(latent - code_sum, size=latent_grid(grid, spatial_patchify), mode="area")
-        bits = code_to_bits(residual, spatial_patchify)
+    for grid in grids:
+        cells = latent_grid(grid, spatial_patchify)
+        bits = code_to_bits(F.interpolate(latent - code_sum, size=cells, mode="area"), spatial_patchify)
         targets.append(bits)
         if flip_probability is not None:
             noise = torch.rand(bits.shape, generator=generator, device=bits.device)
             bits = bits ^ (noise < flip_probability[:, None, None])
         fed.append(bits)
-        code_sum = add_code(code_sum, bits_to_code(bits, grid, spatial_patchify, latent.dtype), index + 1 == len(grids))
+        code = bits_to_code(bits, grid, spatial_patchify, latent.dtype)
+        code_sum = add_code(code_sum, code, is_last=cells == latent.shape[-2:])
     return Quantized(targets, fed)
 
 
 def running_sums(bits: Sequence[Tensor], grids: Sequence[Grid], spatial_patchify: bool, final: Grid) -> list[Tensor]:
     """The running sum `(B, dv, *final)` float32 after each of the given scales; `final` is the last latent grid."""
-    code_sum: Tensor | None = None
+    batch, _, width = bits[0].shape
+    code_sum = torch.zeros(batch, width // (4 if spatial_patchify else 1), *final, device=bits[0].device)
     sums = []
     for scale_bits, grid in zip(bits, grids, strict=True):
         code = bits_to_code(scale_bits, grid, spatial_patchify)
-        if code_sum is None:
-            code_sum = code.new_zeros(code.shape[0], code.shape[1], *final)
         code_sum = add_code(code_sum, code, latent_grid(grid, spatial_patchify) == final)
         sums.append(code_sum)
     return sums

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from skipvar.model.config import ModelConfig, ScheduleConfig, TransformerConfig, VaeConfig
+from skipvar.model.config import ModelConfig, TransformerConfig, VaeConfig
+from skipvar.model.schedules import EMOJI_SCHEDULES, find_schedule
 
-SCALE_SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
-GRIDS = tuple((side, side) for side in SCALE_SIDES)
+SCHEDULE = find_schedule(EMOJI_SCHEDULES, aspect_ratio=1.0, size=None)
+GRIDS = SCHEDULE.grids
 NUM_SCALES = len(GRIDS)
 
 MODEL = ModelConfig(
@@ -22,7 +23,7 @@ MODEL = ModelConfig(
     ),
     # Widths 16, 40, 80, 128: none but the coarsest divides by 24 or 32, so GroupNorm gets several channels a group.
     vae=VaeConfig(latent_channels=32, base_width=8, width_multipliers=(2, 5, 10, 16), num_res_blocks=1),
-    schedules=ScheduleConfig(grids={"1.0": GRIDS}, sizes={"128": NUM_SCALES}, default_size="128"),
+    schedules=EMOJI_SCHEDULES,
 )
 
 
