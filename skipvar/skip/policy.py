@@ -1,0 +1,230 @@
+"""Policies: from an image's probe to its strategy. A policy file is JSON, never a pickle."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from skipvar.errors import ConfigError
+from skipvar.skip.strategy import STRATEGY_NAMES, default_decision_scale, make_strategy
+from skipvar.types import Probe, Request
+
+DEFAULT_GRID_SCALE = 4
+"""The probe is decoded at the latent grid of this scale of the schedule, unless a policy file says otherwise."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a policy says of one image."""
+
+    strategy: str
+    scores: Mapping[str, float] | None = None
+    """A probability for each strategy, where the policy has them."""
+
+
+class Policy(Protocol):
+    """Names each image's strategy after the decision scale."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def content_hash(self) -> str:
+        """Of all that the policy's decisions depend on: part of the run's fingerprint."""
+        ...
+
+    @property
+    def needs_probe(self) -> bool: ...
+
+    @property
+    def decision_scale(self) -> int | None:
+        """Index of the scale after which it decides; None: the schedule has no room for that, everything is `base`."""
+        ...
+
+    @property
+    def grid_scale(self) -> int:
+        """The probe is decoded at this scale's grid."""
+        ...
+
+    def decide(self, request: Request, probe: Probe | None) -> Decision: ...
+
+
+@dataclass(frozen=True)
+class FixedPolicy:
+    """The same strategy for every image, without a probe."""
+
+    strategy: str
+    decision_scale: int | None
+    grid_scale: int = DEFAULT_GRID_SCALE
+    needs_probe: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"fixed:{self.strategy}"
+
+    @property
+    def content_hash(self) -> str:
+        return self.name
+
+    def decide(self, request: Request, probe: Probe | None) -> Decision:  # noqa: ARG002
+        return Decision(self.strategy)
+
+
+@dataclass(frozen=True)
+class SpreadPolicy:
+    """A strategy by hash of the image's id, over all seven: for tests and benchmarks of grouping."""
+
+    decision_scale: int | None
+    grid_scale: int = DEFAULT_GRID_SCALE
+    name: str = "spread"
+    content_hash: str = "spread"
+    needs_probe: bool = True
+
+    def decide(self, request: Request, probe: Probe | None) -> Decision:  # noqa: ARG002
+        digest = hashlib.sha256(request.id.encode()).digest()
+        return Decision(STRATEGY_NAMES[int.from_bytes(digest[:8], "big") % len(STRATEGY_NAMES)])
+
+
+@dataclass(frozen=True)
+class LogisticStage:
+    """Multinomial logistic regression on the standardised probe: `softmax(((f - mean) / scale) coefᵀ + intercept)`."""
+
+    classes: tuple[int, ...]
+    coef: tuple[tuple[float, ...], ...]
+    intercept: tuple[float, ...]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def probabilities(self, features: Sequence[float]) -> dict[int, float]:
+        """Of each class; they sum to one. Features in the file's order: Sobel change, FFT ratio."""
+        z = [(value - mean) / scale for value, mean, scale in zip(features, self.mean, self.scale, strict=True)]
+        scores = [
+            sum(weight * value for weight, value in zip(row, z, strict=True)) + offset
+            for row, offset in zip(self.coef, self.intercept, strict=True)
+        ]
+        highest = max(scores)
+        exponentials = [math.exp(score - highest) for score in scores]
+        return {label: value / sum(exponentials) for label, value in zip(self.classes, exponentials, strict=True)}
+
+
+@dataclass(frozen=True)
+class LogisticPolicy:
+    """The paper's two stages: how many scales to skip; where none, in how many to drop the unconditional branch."""
+
+    name: str
+    content_hash: str
+    decision_scale: int | None
+    grid_scale: int
+    skip: LogisticStage
+    uncond: LogisticStage
+    needs_probe: bool = True
+
+    def decide(self, request: Request, probe: Probe | None) -> Decision:  # noqa: ARG002
+        assert probe is not None
+        features = (probe.sobel_change, probe.fft_high_frequency_ratio)
+        skip, uncond = self.skip.probabilities(features), self.uncond.probabilities(features)
+        scores = {f"skip_{count}": share for count, share in skip.items() if count}
+        scores |= {f"uncond_{count}" if count else "base": skip.get(0, 0.0) * share for count, share in uncond.items()}
+        num_skipped, num_conditional = max(skip, key=skip.__getitem__), max(uncond, key=uncond.__getitem__)
+        if num_skipped:
+            return Decision(f"skip_{num_skipped}", scores)
+        return Decision(f"uncond_{num_conditional}" if num_conditional else "base", scores)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a policy file is checked against."""
+
+    name: str
+    num_scales: int
+    weights_sha256: Mapping[str, str]
+
+
+def load_policy(spec: str | None, facts: ModelFacts, *, force: bool = False) -> Policy:
+    """`fixed:<strategy>`, `spread`, a policy file, or None for `fixed:base`.
+
+    Raises `ConfigError` for an unknown policy, a broken file, or one fitted for another model, number of scales or
+    decision scale, unless `force`.
+    """
+    decision_scale = default_decision_scale(facts.num_scales)
+    spec = spec or "fixed:base"
+    if spec.startswith("fixed:"):
+        strategy = spec.removeprefix("fixed:")
+        try:
+            make_strategy(strategy, facts.num_scales)
+        except ValueError as error:
+            raise ConfigError(f"policy {spec}: {error}") from error
+        return FixedPolicy(strategy, decision_scale)
+    if spec == "spread":
+        if decision_scale is None:
+            raise ConfigError(f"policy spread needs at least 5 scales, this size has {facts.num_scales}")
+        return SpreadPolicy(decision_scale)
+    return _load_file(Path(spec), facts, force=force)
+
+
+def _load_file(path: Path, facts: ModelFacts, *, force: bool) -> Policy:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        accepted = "a policy file, fixed:<strategy> or spread"
+        raise ConfigError(f"policy {path}: cannot be read ({error.strerror}); accepted: {accepted}") from error
+    try:
+        content = json.loads(raw)
+        fitted_for, probe = content["fitted_for"], content["probe"]
+        if content["kind"] != "logistic":
+            raise ValueError(f"kind is {content['kind']!r}, accepted: 'logistic'")
+        if probe["features"] != ["sobel_change", "fft_high_frequency_ratio"]:
+            raise ValueError("probe.features must be sobel_change, fft_high_frequency_ratio")
+        policy = LogisticPolicy(
+            name=str(content["name"]),
+            content_hash=hashlib.sha256(raw).hexdigest(),
+            decision_scale=min(int(fitted_for["decision_scale"]), facts.num_scales - 4),
+            grid_scale=int(probe["grid_scale"]),
+            skip=_stage(content["stages"]["skip"]),
+            uncond=_stage(content["stages"]["uncond"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"policy {path}: not a policy file ({type(error).__name__}: {error})") from error
+    if not force:
+        _check_fits(path, fitted_for, facts)
+    if policy.decision_scale is None or policy.decision_scale < 1 or not 0 <= policy.grid_scale < facts.num_scales:
+        raise ConfigError(f"policy {path}: needs a decision scale and a probe grid that {facts.num_scales} scales lack")
+    return policy
+
+
+def _stage(content: Mapping[str, Any]) -> LogisticStage:
+    stage = LogisticStage(
+        classes=tuple(int(label) for label in content["classes"]),
+        coef=tuple(tuple(float(value) for value in row) for row in content["coef"]),
+        intercept=tuple(float(value) for value in content["intercept"]),
+        mean=tuple(float(value) for value in content["mean"]),
+        scale=tuple(float(value) for value in content["scale"]),
+    )
+    stage.probabilities([0.0] * len(stage.mean))  # raises ValueError where the shapes disagree
+    if len(stage.mean) != 2 or not set(stage.classes) <= {0, 1, 2, 3}:
+        raise ValueError("a stage takes two features and gives classes out of 0 to 3")
+    return stage
+
+
+def _check_fits(path: Path, fitted_for: Mapping[str, Any], facts: ModelFacts) -> None:
+    """Refuses a policy that was fitted for something else; `weights_sha256` is only set for models that need it."""
+    decision_scale = default_decision_scale(facts.num_scales)
+    checks = [
+        ("model", fitted_for["model"], facts.name),
+        ("number of scales", fitted_for["num_scales"], facts.num_scales),
+    ]
+    weights = fitted_for.get("weights_sha256") or {}
+    checks += [
+        (f"{name} weights", sha256[:12], facts.weights_sha256.get(name, "")[:12]) for name, sha256 in weights.items()
+    ]
+    if fitted_for["num_scales"] == facts.num_scales and fitted_for["decision_scale"] > (decision_scale or 0):
+        checks.append(("decision scale", fitted_for["decision_scale"], decision_scale))
+    for what, fitted, actual in checks:
+        if fitted != actual:
+            raise ConfigError(
+                f"policy {path} was fitted for another {what} ({fitted}, this run has {actual}): "
+                "choose another policy, or insist with policy_force=true"
+            )

@@ -1,0 +1,67 @@
+"""Strategies: for every scale of a schedule, whether it runs guided, conditional, or not at all. Plain data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+
+NUM_DECIDED_SCALES = 3
+"""The last scales, over which the paper's strategies differ; the decision scale comes right before them."""
+
+
+class Mode(Enum):
+    """How one scale of one image runs."""
+
+    GUIDED = "guided"
+    """Conditional and unconditional branch."""
+    CONDITIONAL = "conditional"
+    """The conditional branch alone."""
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A name and a mode for each of K scales. Once a scale is conditional or skipped, no later one is guided."""
+
+    name: str
+    modes: tuple[Mode, ...]
+
+    def __post_init__(self) -> None:
+        ranks = [list(Mode).index(mode) for mode in self.modes]
+        if not self.modes or self.modes[0] is Mode.SKIPPED or ranks != sorted(ranks):
+            raise ValueError(f"strategy {self.name}: its modes must go from guided over conditional to skipped")
+
+    @property
+    def num_scales_run(self) -> int:
+        return sum(mode is not Mode.SKIPPED for mode in self.modes)
+
+    def token_forwards(self, num_tokens: Sequence[int], *, guided: bool = True) -> int:
+        """Tokens that go through the transformer, both branches counted; `num_tokens`: of each scale.
+
+        Without guidance (a cfg of 1 at every scale) there is one branch throughout.
+        """
+        branches = {Mode.GUIDED: 2 if guided else 1, Mode.CONDITIONAL: 1, Mode.SKIPPED: 0}
+        return sum(branches[mode] * tokens for mode, tokens in zip(self.modes, num_tokens, strict=True))
+
+
+STRATEGY_NAMES = ("base", "skip_1", "skip_2", "skip_3", "uncond_1", "uncond_2", "uncond_3")
+"""The seven of the paper: everything, the last n scales skipped, the last n without the unconditional branch."""
+
+
+@cache
+def make_strategy(name: str, num_scales: int) -> Strategy:
+    """One of the paper's strategies for a schedule of `num_scales`."""
+    if name not in STRATEGY_NAMES:
+        raise ValueError(f"unknown strategy {name!r} (one of {', '.join(STRATEGY_NAMES)})")
+    kind, _, count = name.partition("_")
+    num_changed = int(count or 0)
+    if num_changed >= num_scales:
+        raise ValueError(f"strategy {name} needs more than {num_changed} scales, the schedule has {num_scales}")
+    changed = Mode.CONDITIONAL if kind == "uncond" else Mode.SKIPPED
+    return Strategy(name, (Mode.GUIDED,) * (num_scales - num_changed) + (changed,) * num_changed)
+
+
+def default_decision_scale(num_scales: int) -> int | None:
+    """Index of the scale after which the probe is taken: K-4 of K (9 of 13); None where no scale comes before it."""
+    scale = num_scales - NUM_DECIDED_SCALES - 1
+    return scale if scale >= 1 else None
