@@ -183,7 +183,9 @@ def _read_yaml(path: Path) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
-        raise ConfigError(f"Configuration file {path} does not exist; give a YAML file such as conf/emoji.yaml.") from None
+        raise ConfigError(
+            f"Configuration file {path} does not exist; give a YAML file such as conf/emoji.yaml."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Configuration file {path} cannot be read: {_first_line(error)}.") from error
     except yaml.MarkedYAMLError as error:
@@ -211,7 +213,9 @@ def _parse_override(text: str) -> dict[str, Any]:
 def _check_keys(tree: Any, section: type, origin: str, prefix: str = "") -> None:
     """Refuse keys that `section` lacks, and anything but a mapping where a section stands."""
     if not isinstance(tree, dict):
-        where = f"{prefix.rstrip('.')}: expected a section with keys" if prefix else f"{origin} must hold keys and values"
+        where = (
+            f"{prefix.rstrip('.')}: expected a section with keys" if prefix else f"{origin} must hold keys and values"
+        )
         raise ConfigError(f"{where} ({', '.join(item.name for item in fields(section))}), found {_shown(tree)}.")
     hints = get_type_hints(section)
     for key, value in tree.items():

@@ -39,7 +39,9 @@ def check_values(config: "RunConfig") -> None:
     _check_cluster(config.cluster)
     _check_storage(config.storage)
     if config.audit.fraction != 0 or config.audit.min_ssim is not None:
-        key, value = ("fraction", config.audit.fraction) if config.audit.fraction != 0 else ("min_ssim", config.audit.min_ssim)
+        key, value = (
+            ("fraction", config.audit.fraction) if config.audit.fraction != 0 else ("min_ssim", config.audit.min_ssim)
+        )
         _refuse(f"audit.{key}", value, "only 0 and null: audits are not available yet")
     _require(0 <= config.max_error_share <= 1, "max_error_share", config.max_error_share, "a number from 0 to 1")
     _require(config.max_attempts >= 1, "max_attempts", config.max_attempts, "a whole number of 1 or more")
@@ -89,7 +91,12 @@ def _check_model(section: "ModelSection") -> None:
         accepted = f"the place of its weights (only emoji's are embedded), or random:SEED; {section.name} needs one"
         _require(section.name == "emoji", "model.path", None, accepted)
     elif section.path.startswith("random:"):
-        _require(section.path[7:].isdecimal(), "model.path", section.path, "random:SEED with a whole number, such as random:0")
+        _require(
+            section.path[7:].isdecimal(),
+            "model.path",
+            section.path,
+            "random:SEED with a whole number, such as random:0",
+        )
     for key in ("path", "vae_path", "text_encoder_path"):
         value = getattr(section, key)
         if value is not None:
@@ -133,9 +140,16 @@ def _check_policy(policy: str | None) -> None:
 def _check_engine(section: "EngineConfig") -> None:
     for key in ("batch_size", "pool_images"):
         value = getattr(section, key)
-        _require(value == "auto" or _is_whole(value) and value >= 1, f"engine.{key}", value, "auto, or a whole number of 1 or more")
+        _require(
+            value == "auto" or _is_whole(value) and value >= 1,
+            f"engine.{key}",
+            value,
+            "auto, or a whole number of 1 or more",
+        )
     invariant = section.batch_invariant
-    _require(invariant == "auto" or isinstance(invariant, bool), "engine.batch_invariant", invariant, "auto, true or false")
+    _require(
+        invariant == "auto" or isinstance(invariant, bool), "engine.batch_invariant", invariant, "auto, true or false"
+    )
 
 
 def _check_cluster(section: "ClusterConfig") -> None:
@@ -145,7 +159,12 @@ def _check_cluster(section: "ClusterConfig") -> None:
     _require(low >= 1, "cluster.replicas.min", low, "a whole number of 1 or more")
     high_ok = high == "auto" or _is_whole(high) and high >= low
     _require(high_ok, "cluster.replicas.max", high, f"auto, or a whole number of at least cluster.replicas.min ({low})")
-    _require(section.cpus_per_replica >= 1, "cluster.cpus_per_replica", section.cpus_per_replica, "a whole number of 1 or more")
+    _require(
+        section.cpus_per_replica >= 1,
+        "cluster.cpus_per_replica",
+        section.cpus_per_replica,
+        "a whole number of 1 or more",
+    )
     gpus = section.gpus_per_replica
     gpus_ok = gpus == "auto" or _is_finite(gpus) and (0 <= gpus <= 1 or float(gpus).is_integer() and gpus > 0)
     _require(gpus_ok, "cluster.gpus_per_replica", gpus, "auto, a share from 0 to 1, or a whole number")
@@ -157,7 +176,9 @@ def _check_storage(section: "StorageConfig") -> None:
         url_ok = parts.scheme in ("http", "https") and bool(parts.hostname)
         _require(url_ok, "storage.endpoint_url", section.endpoint_url, "http://host:port, https://host, or null")
         if parts.username or parts.password:  # never echoed: it would land in logs
-            raise ConfigError("storage.endpoint_url: holds a user or password; give credentials by the AWS environment instead.")
+            raise ConfigError(
+                "storage.endpoint_url: holds a user or password; give credentials by the AWS environment instead."
+            )
     retry_ok = _is_finite(section.retry_seconds) and section.retry_seconds >= 0
     _require(retry_ok, "storage.retry_seconds", section.retry_seconds, "a number of 0 or more")
     stale_ok = _is_finite(section.lease_stale_seconds) and section.lease_stale_seconds > 0

@@ -1,0 +1,100 @@
+"""The dispatcher finds the request that kills replicas, and hands every unit out until it is published."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from skipvar.distributed.dispatch import Assignment, Dispatcher, UnitKeepsDyingError
+from skipvar.types import RequestKey, Unit
+
+
+def units(num_units: int, rows: int = 10) -> Iterator[Unit]:
+    for index in range(num_units):
+        yield Unit(index=index, first_position=index * rows, num_rows=rows, slices=())
+
+
+def made(assignment: Assignment, images_per_prompt: int = 1) -> set[RequestKey]:
+    """What a replica would make of an assignment."""
+    unit = assignment.unit
+    keys = unit.only
+    if keys is None:
+        rows = range(unit.first_position, unit.first_position + unit.num_rows)
+        keys = frozenset((position, image) for position in rows for image in range(images_per_prompt))
+    return set(keys) - set(assignment.poisoned)
+
+
+def run(dispatcher: Dispatcher, deadly: set[RequestKey], num_in_flight: int = 2) -> tuple[dict[int, Assignment], int]:
+    """Play one replica with several units in flight that dies of deadly requests: what was published, and the deaths."""
+    published: dict[int, Assignment] = {}
+    deaths = 0
+    for _ in range(1000):
+        flight: list[Assignment] = []
+        while len(flight) < num_in_flight and not any(assignment.is_alone for assignment in flight):
+            assignment = dispatcher.next(is_idle=not flight)
+            if assignment is None:
+                break
+            flight.append(assignment)
+        if any(made(assignment, 2) & deadly for assignment in flight):
+            deaths += 1
+            dispatcher.lost(flight, is_preempted=False)
+        else:
+            for assignment in flight:
+                if not assignment.is_trial:
+                    assert assignment.unit.index not in published, "published twice"
+                    published[assignment.unit.index] = assignment
+                dispatcher.finished(assignment)
+        if dispatcher.is_done:
+            return published, deaths
+    raise AssertionError("the dispatcher never comes to an end")
+
+
+def test_every_unit_is_handed_out_once() -> None:
+    published, deaths = run(Dispatcher(units(5), max_attempts=3, images_per_prompt=2), set())
+    assert sorted(published) == [0, 1, 2, 3, 4]
+    assert deaths == 0
+
+
+@pytest.mark.parametrize("deadly", [{(0, 0)}, {(14, 1)}, {(29, 1)}, {(11, 0), (12, 1)}, {(3, 0), (13, 0), (23, 1)}])
+def test_requests_at_fault_are_found_and_only_they(deadly: set[RequestKey]) -> None:
+    published, _ = run(Dispatcher(units(3), max_attempts=3, images_per_prompt=2), deadly)
+    assert sorted(published) == [0, 1, 2]
+    assert {key for assignment in published.values() for key in assignment.poisoned} == deadly
+    assert all(assignment.unit.only is None for assignment in published.values())
+
+
+def test_a_unit_that_was_only_a_neighbour_is_cleared() -> None:
+    published, _ = run(Dispatcher(units(2), max_attempts=2, images_per_prompt=2), {(0, 0)})
+    assert published[1].poisoned == {}
+
+
+def test_preemption_does_not_count() -> None:
+    dispatcher = Dispatcher(units(1), max_attempts=1, images_per_prompt=1)
+    for _ in range(20):
+        assignment = dispatcher.next(is_idle=True)
+        assert assignment is not None
+        assert not assignment.is_alone
+        dispatcher.lost([assignment], is_preempted=True)
+    assert dispatcher.has_work
+
+
+def test_deaths_that_no_request_explains_end_the_run() -> None:
+    dispatcher = Dispatcher(units(1), max_attempts=2, images_per_prompt=1)
+    with pytest.raises(UnitKeepsDyingError, match="none of its requests"):
+        for _ in range(1000):
+            assignment = dispatcher.next(is_idle=True)
+            assert assignment is not None
+            if assignment.is_trial:  # dies only when the whole unit runs
+                dispatcher.finished(assignment)
+            else:
+                dispatcher.lost([assignment], is_preempted=False)
+
+
+def test_a_suspect_waits_for_an_idle_replica() -> None:
+    dispatcher = Dispatcher(units(1), max_attempts=1, images_per_prompt=1)
+    first = dispatcher.next(is_idle=True)
+    assert first is not None
+    dispatcher.lost([first], is_preempted=False)
+    assert dispatcher.next(is_idle=False) is None
+    assert dispatcher.has_work
+    alone = dispatcher.next(is_idle=True)
+    assert alone is not None and alone.is_alone
