@@ -1,41 +1,41 @@
 """Keys and values of the scales that have run: one preallocated block, addressed by rows and tokens."""
 
+import math
+
 import torch
 from torch import Tensor
 
 
 class KeyValueCache:
-    """Working buffer of one batch: `(depth, rows, H, tokens, c)` for keys and the same for values.
+    """Working buffer of one batch: keys `(depth, rows, H, tokens, c)` and values of the same shape.
 
-    A batch takes the first `num_rows` rows, conditional ones first. Keys are stored after norm and RoPE.
+    The memory is allocated once, for `capacity` tokens over all rows; each batch cuts it into as many rows as it has
+    images and branches, conditional rows first. Keys are stored after norm and RoPE.
     """
 
     def __init__(
-        self,
-        *,
-        depth: int,
-        rows: int,
-        num_heads: int,
-        tokens: int,
-        head_width: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, *, depth: int, num_heads: int, head_width: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (depth, rows, num_heads, tokens, head_width)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.depth, self.num_heads, self.head_width, self.capacity = depth, num_heads, head_width, capacity
+        self._storage = torch.empty(2, depth * capacity * num_heads * head_width, dtype=dtype, device=device)
+        self.num_rows = 0
         self.length = 0
         """Tokens held; the same for every row and layer between steps."""
-        self.num_rows = 0
 
     @property
-    def num_bytes(self) -> int:
-        return 2 * self.keys.numel() * self.keys.element_size()
+    def dtype(self) -> torch.dtype:
+        return self._storage.dtype
 
-    def begin(self, num_rows: int) -> None:
-        """Forgets everything and takes the first `num_rows` rows for a new batch."""
-        if num_rows > self.keys.shape[1]:
-            raise ValueError(f"the cache has {self.keys.shape[1]} rows, {num_rows} were asked for")
+    @property
+    def device(self) -> torch.device:
+        return self._storage.device
+
+    def begin(self, num_rows: int, num_tokens: int) -> None:
+        """Forgets everything and makes room for a new batch of `num_rows` rows of up to `num_tokens` tokens."""
+        if num_rows * num_tokens > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, {num_rows} rows of {num_tokens} were asked for")
+        shape = (self.depth, num_rows, self.num_heads, num_tokens, self.head_width)
+        self.keys, self.values = (part[: math.prod(shape)].view(shape) for part in self._storage)
         self.num_rows, self.length = num_rows, 0
 
     def keep_rows(self, num_rows: int) -> None:
@@ -72,14 +72,9 @@ class SlotStore:
     """
 
     def __init__(self, *, like: KeyValueCache, slots: int, branches: int, tokens: int) -> None:
-        depth, _, num_heads, _, head_width = like.keys.shape
-        shape = (depth, branches, slots, num_heads, tokens, head_width)
-        self.keys = torch.empty(shape, dtype=like.keys.dtype, device=like.keys.device)
+        shape = (like.depth, branches, slots, like.num_heads, tokens, like.head_width)
+        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
         self.values = torch.empty_like(self.keys)
-
-    @property
-    def num_bytes(self) -> int:
-        return 2 * self.keys.numel() * self.keys.element_size()
 
     def store(self, slots: Tensor, cache: KeyValueCache, images: Tensor, *, branches: int) -> None:
         """Copies the held tokens of some images of the working batch into slots.
@@ -92,10 +87,10 @@ class SlotStore:
             self.keys[:, branch, slots, :, : cache.length] = cache.keys[:, rows, :, : cache.length]
             self.values[:, branch, slots, :, : cache.length] = cache.values[:, rows, :, : cache.length]
 
-    def load(self, slots: Tensor, cache: KeyValueCache, *, branches: int, length: int) -> None:
-        """Makes the images in `slots` the working batch, with the first `length` tokens and `branches` rows each."""
+    def load(self, slots: Tensor, cache: KeyValueCache, *, branches: int, length: int, num_tokens: int) -> None:
+        """Makes the images in `slots` the working batch, with `length` tokens each and room for `num_tokens`."""
         batch = len(slots)
-        cache.begin(batch * branches)
+        cache.begin(batch * branches, num_tokens)
         for branch in range(branches):
             rows = slice(branch * batch, (branch + 1) * batch)
             cache.keys[:, rows, :, :length] = self.keys[:, branch, slots, :, :length]

@@ -28,7 +28,7 @@ class TextEncoder:
             )
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            encoder = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=dtype, use_safetensors=None)
+            encoder: Any = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{folder}: not a loadable T5 encoder ({str(error).splitlines()[0]})") from error
         return cls(tokenizer, encoder.to(device), max_tokens=max_tokens)
@@ -38,13 +38,10 @@ class TextEncoder:
         """A one-layer T5 with seeded random weights over bytes: stands in where speed is measured, not pictures."""
         from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
-        config = T5Config(
-            vocab_size=384, d_model=text_width, d_kv=64, d_ff=text_width, num_layers=1, num_heads=4,
-            tie_word_embeddings=False,
-        )  # fmt: skip
+        config = T5Config(vocab_size=384, d_model=text_width, d_kv=64, d_ff=text_width, num_layers=1, num_heads=4)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            encoder = T5EncoderModel(config)
+            encoder: Any = T5EncoderModel(config)
         return cls(ByT5Tokenizer(), encoder.to(device), max_tokens=max_tokens)
 
     @torch.inference_mode()
