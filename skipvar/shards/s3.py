@@ -11,9 +11,17 @@ from urllib.parse import urlsplit
 import boto3
 import tenacity
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ResponseStreamingError,
+)
 from botocore.exceptions import ConnectionError as BotoConnectionError
-from botocore.exceptions import EndpointConnectionError, IncompleteReadError, ResponseStreamingError
 
 from skipvar.config import StorageConfig
 from skipvar.errors import ConfigError, StorageError
@@ -24,8 +32,14 @@ T = TypeVar("T")
 
 PROBE_RETRY_SECONDS = 30.0
 """Patience at start: a mistyped endpoint should be told soon, a restarting one survived."""
-READ_AHEAD_BYTES = 1 << 20
-_PASSING_ERRORS = (BotoConnectionError, EndpointConnectionError, HTTPClientError, IncompleteReadError, ResponseStreamingError)
+READ_AHEAD_BYTES = 4 << 20
+_PASSING_ERRORS = (
+    BotoConnectionError,
+    EndpointConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseStreamingError,
+)
 _PASSING_CODES = {
     "ConditionalRequestConflict", "OperationAborted", "InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout",
     "Throttling", "ThrottlingException", "TooManyRequests", "RequestTimeoutException", "BadDigest", "IncompleteBody",
@@ -58,7 +72,9 @@ class S3Storage:
         if not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
             raise ConfigError("An S3 location is s3://bucket or s3://bucket/prefix, without keys or options in it.")
         if config.endpoint_url and "@" in urlsplit(config.endpoint_url).netloc:
-            raise ConfigError("storage.endpoint_url must not hold credentials; they come from the AWS environment or profile.")
+            raise ConfigError(
+                "storage.endpoint_url must not hold credentials; they come from the AWS environment or profile."
+            )
         self._bucket = parts.netloc
         self._prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
         self.uri = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
@@ -103,7 +119,9 @@ class S3Storage:
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def open(self, name: str) -> BinaryIO:
-        status = self._call(f"read {self.uri}/{name}", lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + name))
+        status = self._call(
+            f"read {self.uri}/{name}", lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + name)
+        )
         reader = _RangeReader(lambda start, stop: self._get(name, start, stop, status["ETag"]), status["ContentLength"])
         return cast(BinaryIO, io.BufferedReader(reader, READ_AHEAD_BYTES))
 
@@ -117,11 +135,17 @@ class S3Storage:
         self._put(name, data, absent=False, patience=self._retry_seconds)
 
     def delete(self, name: str) -> None:
-        self._call(f"delete {self.uri}/{name}", lambda: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name))
+        self._call(
+            f"delete {self.uri}/{name}",
+            lambda: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name),
+        )
 
     def exists(self, name: str) -> bool:
         try:
-            self._call(f"read {self.uri}/{name}", lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + name))
+            self._call(
+                f"read {self.uri}/{name}",
+                lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + name),
+            )
         except NotFoundError:
             return False
         return True
@@ -151,7 +175,9 @@ class S3Storage:
         try:
             return self._call(f"read {self.uri}/{name}", get)
         except _PreconditionFailed:
-            raise StorageError(f"{self.uri}/{name} changed while it was being read; leave inputs alone during a run.") from None
+            raise StorageError(
+                f"{self.uri}/{name} changed while it was being read; leave inputs alone during a run."
+            ) from None
 
     def _call(self, what: str, function: Callable[[], T], patience: float | None = None) -> T:
         """Run one S3 call; trouble that passes is retried for `patience` seconds, all else is explained at once."""
@@ -237,11 +263,17 @@ def _client(config: StorageConfig) -> Any:
         response_checksum_validation="when_required",
         s3={"addressing_style": "path"} if config.endpoint_url else None,
     )
-    return boto3.session.Session().client("s3", endpoint_url=config.endpoint_url, region_name=config.region or None, config=options)
+    return boto3.session.Session().client(
+        "s3", endpoint_url=config.endpoint_url, region_name=config.region or None, config=options
+    )
 
 
 def _code(error: BaseException) -> str:
-    return str(error.response.get("Error", {}).get("Code", "?")) if isinstance(error, ClientError) else type(error).__name__
+    return (
+        str(error.response.get("Error", {}).get("Code", "?"))
+        if isinstance(error, ClientError)
+        else type(error).__name__
+    )
 
 
 def _is_passing(error: BaseException) -> bool:
@@ -255,7 +287,9 @@ def _is_passing(error: BaseException) -> bool:
 
 def _log_retry(what: str, state: tenacity.RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    logger.warning("could not %s (%s); trying again, attempt %d", what, _code(error) if error else "?", state.attempt_number + 1)
+    logger.warning(
+        "could not %s (%s); trying again, attempt %d", what, _code(error) if error else "?", state.attempt_number + 1
+    )
 
 
 def _shown_endpoint(url: str) -> str:

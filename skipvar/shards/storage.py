@@ -70,7 +70,9 @@ def open_storage(uri: str, config: StorageConfig) -> Storage:
 
         return S3Storage(uri, config)
     if "://" in uri:
-        raise ConfigError(f"'{uri.split('://')[0]}://' is no known kind of location; give a local path or s3://bucket/prefix.")
+        raise ConfigError(
+            f"'{uri.split('://')[0]}://' is no known kind of location; give a local path or s3://bucket/prefix."
+        )
     return LocalStorage(uri)
 
 
@@ -109,7 +111,9 @@ class LocalStorage:
         name = f"_probe/{_writer_name()}"
         try:
             if not self.put_if_absent(name, b"probe") or self.put_if_absent(name, b"probe"):
-                raise StorageError(f"The file system at {self.uri} does not tell whether a file is already there; give another location.")
+                raise StorageError(
+                    f"The file system at {self.uri} does not tell whether a file is already there; give another location."
+                )
         finally:
             with contextlib.suppress(StorageError):
                 self.delete(name)

@@ -1,0 +1,125 @@
+"""Finding and opening the input's files, locally and on S3: paths, globs, lists of these."""
+
+import fnmatch
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from skipvar.config import StorageConfig
+from skipvar.errors import InputError
+from skipvar.shards.storage import NotFoundError, Storage, open_storage
+
+FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+_GLOB = re.compile(r"[*?[]")
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file of the input, as it was when the run was planned."""
+
+    uri: str
+    format: str
+    """txt, jsonl, csv or parquet."""
+    size: int
+    version: str
+    """ETag on S3, modification time in nanoseconds locally."""
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.uri).name
+
+
+class Inputs:
+    """Access to input files. Cheap to make; S3 clients are made when first needed."""
+
+    def __init__(self, config: StorageConfig) -> None:
+        self._config = config
+        self._buckets: dict[str, Storage] = {}
+
+    def find(self, path: Any) -> list[InputFile]:
+        """The files that `input.path` names, in its order; those of one glob are sorted. `InputError` where there is none."""
+        patterns = [path] if isinstance(path, str) else path
+        if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) and p for p in patterns):
+            raise InputError(f"input.path must be a file, a glob or a list of these, not {path!r}.")
+        return [file for pattern in patterns for file in self._expand(pattern)]
+
+    def open(self, uri: str) -> BinaryIO:
+        """A seekable reader of one input file."""
+        if uri.startswith("s3://"):
+            bucket, _, key = uri.removeprefix("s3://").partition("/")
+            return self._bucket(bucket).open(key)
+        try:
+            return Path(uri).open("rb")
+        except OSError as error:
+            raise InputError(f"{uri} cannot be read: {error.strerror}.") from error
+
+    def _expand(self, pattern: str) -> Iterator[InputFile]:
+        found = list(self._expand_s3(pattern) if pattern.startswith("s3://") else _expand_local(pattern))
+        if not found:
+            kind = "matches no file" if _GLOB.search(pattern) else "does not exist"
+            raise InputError(
+                f"input.path: {pattern} {kind}; give a txt, jsonl, csv or parquet file, a glob, or a list of these."
+            )
+        for uri, size, version in found:
+            suffix = PurePosixPath(uri).suffix.lower()
+            if suffix not in FORMATS:
+                raise InputError(
+                    f"{uri}: files ending in '{suffix}' cannot be read; accepted are .txt, .jsonl, .csv and .parquet."
+                )
+            yield InputFile(uri, FORMATS[suffix], size, version)
+
+    def _expand_s3(self, pattern: str) -> Iterator[tuple[str, int, str]]:
+        bucket, _, key = pattern.removeprefix("s3://").partition("/")
+        if not key:
+            raise InputError(
+                f"input.path: {pattern} is a whole bucket; give a file in it or a glob, such as {pattern.rstrip('/')}/*.parquet."
+            )
+        wild = _GLOB.search(key)
+        try:
+            for entry in self._bucket(bucket).list(key[: wild.start()] if wild else key):
+                if not entry.name.endswith("/") and (entry.name == key or (wild and _matches(entry.name, key))):
+                    yield f"s3://{bucket}/{entry.name}", entry.size, entry.version
+        except NotFoundError as error:
+            raise InputError(str(error)) from error
+
+    def _bucket(self, name: str) -> Storage:
+        if name not in self._buckets:
+            self._buckets[name] = open_storage(f"s3://{name}", self._config)
+        return self._buckets[name]
+
+
+def _expand_local(pattern: str) -> Iterator[tuple[str, int, str]]:
+    if "://" in pattern:
+        raise InputError(f"input.path: {pattern} is neither a local path nor s3://bucket/key.")
+    pattern = str(Path(pattern).expanduser())
+    if Path(pattern).is_dir():
+        raise InputError(
+            f"input.path: {pattern} is a folder; give a file in it or a glob, such as {pattern.rstrip('/')}/*.parquet."
+        )
+    names = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (keeps relative and absolute alike)
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            continue
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise InputError(f"{name} cannot be read: {error.strerror}.") from error
+        yield str(path.absolute()), status.st_size, str(status.st_mtime_ns)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether an S3 key matches a glob as a local path would: `*` stays within a folder, `**` goes through any number."""
+    return _segments_match(name.split("/"), pattern.split("/"))
+
+
+def _segments_match(names: list[str], patterns: list[str]) -> bool:
+    if not patterns:
+        return not names
+    if patterns[0] == "**":
+        return any(_segments_match(names[skipped:], patterns[1:]) for skipped in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], patterns[0]) and _segments_match(names[1:], patterns[1:])

@@ -1,0 +1,255 @@
+"""A row of the input becomes its requests, or failures that say what is wrong with it; never an exception."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from skipvar.config import StorageConfig
+from skipvar.errors import RowError
+from skipvar.shards.columns import checked_text
+from skipvar.types import Failure, Request
+
+SETTINGS = ("seed", "cfg", "tau", "negative_prompt", "aspect_ratio")
+"""Columns of the input that win over the configuration, beside the prompt's and the id's."""
+
+MAX_ROW_BYTES = 1 << 20
+"""What a row's prompt and own columns may hold together: a unit of rows must stay small beside its images."""
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """What a reader needs to know of a file besides the slice."""
+
+    format: str
+    size: int
+    header: tuple[str, ...] | None = None
+    """Column names of a csv file."""
+    footer_checksum: int | None = None
+    """CRC-32 of a Parquet file's footer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """All that `read_unit` needs besides the unit; small, whatever the number of rows."""
+
+    files: Mapping[str, FileSpec]
+    columns: pa.Schema
+    """The user's own columns."""
+    storage: StorageConfig
+    prompt_column: str
+    id_column: str
+    seed: int
+    cfg: Any
+    tau: Any
+    top_k: int
+    top_p: float
+    aspect_ratio: float
+    negative_prompt: str | None
+    images_per_prompt: int
+    num_scales: int | None
+    """K; None: not known yet, and `cfg` and `tau` keep the length they are given with."""
+
+
+def derive_seed(run_seed: int, id: str, image_index: int) -> int:
+    """The seed of a request that names none: the first 8 bytes of a SHA-256, mod 2**63."""
+    digest = hashlib.sha256(f"{run_seed}|{id}|{image_index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 2**63
+
+
+def per_scale(value: Any, name: str, num_scales: int | None) -> tuple[float, ...]:
+    """A setting for each of the K scales from a number, a list, or text of either ("3", "3,3,1", "[3, 3, 1]").
+
+    Guidance is at least 0, a temperature above 0, both finite in float32. RowError otherwise.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            value = json.loads(text if text.startswith("[") or "," not in text else f"[{text}]")
+        except ValueError:
+            raise RowError(f"{name} is {text[:40]!r}; accepted are a number or a list of numbers") from None
+    values = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+    numbers = tuple(_number(item, name) for item in values)
+    if any(number < 0 or (name == "tau" and np.float32(number) == 0) for number in numbers):
+        raise RowError(f"{name} is {value!r}; {'it must be above 0' if name == 'tau' else 'it must be at least 0'}")
+    if isinstance(value, list | tuple | np.ndarray):
+        if not numbers or (num_scales is not None and len(numbers) != num_scales):
+            expected = "one entry for each scale" if num_scales is None else f"{num_scales} entries, one for each scale"
+            raise RowError(f"{name} is a list of {len(numbers)}; it must be a number or a list of {expected}")
+        return numbers
+    return numbers * (num_scales or 1)
+
+
+class RowReader:
+    """Turns rows into requests under one specification."""
+
+    def __init__(self, spec: InputSpec) -> None:
+        self._spec = spec
+
+    def read(
+        self, position: int, row: Mapping[str, Any] | RowError, fit: Callable[[Any, pa.Field], Any], where: str
+    ) -> Iterator[Request | Failure]:
+        """The requests of the row at `position` of the whole input, or a failure for each of its images.
+
+        `fit` brings a value of an own column to its type; `where` names file and row in messages.
+        """
+        error = row if isinstance(row, RowError) else None
+        values = {} if isinstance(row, RowError) else row
+        columns: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
+        try:
+            if error is not None:
+                raise error
+            settings = self._settings(values)
+            _check_size(values)
+            for field in self._spec.columns:
+                columns[field.name] = fit(values.get(field.name), field)
+        except RowError as found:
+            error = found
+        except RecursionError:
+            error = RowError("the row is nested too deeply")
+        for image_index in range(self._spec.images_per_prompt):
+            id = self._id(position, image_index, values)
+            if error is None:
+                yield self._request(position, image_index, id, settings, columns)
+            else:
+                yield Failure(
+                    position=position,
+                    image_index=image_index,
+                    id=id,
+                    prompt=_shown_text(values.get(self._spec.prompt_column)),
+                    seed=None,
+                    error_class=RowError.__name__,
+                    message=f"{where}: {error}.",
+                    columns=columns,
+                )
+
+    def _request(
+        self, position: int, image_index: int, id: str, settings: Mapping[str, Any], columns: Mapping[str, Any]
+    ) -> Request:
+        seed = settings["seed"]
+        return Request(
+            position=position,
+            image_index=image_index,
+            id=id,
+            prompt=settings["prompt"],
+            negative_prompt=settings["negative_prompt"],
+            # A given seed names the row's first image; the others must not be its copies.
+            seed=derive_seed(self._spec.seed, id, image_index) if seed is None else (seed + image_index) % 2**63,
+            cfg=settings["cfg"],
+            tau=settings["tau"],
+            top_k=self._spec.top_k,
+            top_p=self._spec.top_p,
+            aspect_ratio=settings["aspect_ratio"],
+            columns=columns,
+        )
+
+    def _settings(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        spec = self._spec
+        prompt = row.get(spec.prompt_column)
+        if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
+            raise RowError(f"column '{spec.prompt_column}' is empty; every row needs a prompt")
+        if not isinstance(prompt, str):
+            raise RowError(f"column '{spec.prompt_column}' must be text, not {_shown(prompt)}")
+        id = row.get(spec.id_column)
+        if not _is_empty(id) and _id_text(id) is None:
+            raise RowError(f"column '{spec.id_column}' must be text or a whole number, not {_shown(id)}")
+        negative = row.get("negative_prompt")
+        if negative is not None and not isinstance(negative, str):
+            raise RowError(f"column 'negative_prompt' must be text, not {_shown(negative)}")
+        if isinstance(id, str):
+            checked_text(id, spec.id_column)
+        return {
+            "prompt": checked_text(prompt, spec.prompt_column),
+            "negative_prompt": checked_text(negative, "negative_prompt") if negative else spec.negative_prompt or None,
+            "seed": None if _is_empty(row.get("seed")) else _seed(row["seed"]),
+            "cfg": per_scale(spec.cfg if _is_empty(row.get("cfg")) else row["cfg"], "cfg", spec.num_scales),
+            "tau": per_scale(spec.tau if _is_empty(row.get("tau")) else row["tau"], "tau", spec.num_scales),
+            "aspect_ratio": spec.aspect_ratio if _is_empty(row.get("aspect_ratio")) else _ratio(row["aspect_ratio"]),
+        }
+
+    def _id(self, position: int, image_index: int, row: Mapping[str, Any]) -> str:
+        """The user's label as it is, or the position in twelve digits with the image's index where there are several."""
+        given = row.get(self._spec.id_column)
+        text = None if _is_empty(given) else _id_text(given)
+        if text is not None:
+            return text.encode("utf-8", "replace").decode()
+        return f"{position:012d}" + (f"-{image_index}" if self._spec.images_per_prompt > 1 else "")
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _id_text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and value.is_integer():  # whole numbers with gaps come as floats from many tools
+        return str(int(value))
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        try:
+            number = float(value) if isinstance(value, str) or type(value).__name__ == "Decimal" else math.nan
+        except (ValueError, OverflowError):
+            number = math.nan
+    else:
+        number = float(value) if -1e300 < value < 1e300 else math.inf  # type: ignore[operator]
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.float32(number)):
+            raise RowError(f"{name} is {_shown(value)}; it must be a finite number")
+    return number
+
+
+def _seed(value: Any) -> int:
+    whole: int | None = None
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value.strip()) < 25:
+        whole = int(value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        whole = value
+    elif isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        whole = int(value)
+    if whole is None or not 0 <= whole < 2**63:
+        raise RowError(f"seed is {_shown(value)}; it must be a whole number from 0 to 2^63 - 1")
+    return whole
+
+
+def _ratio(value: Any) -> float:
+    number = _number(value, "aspect_ratio")
+    if number <= 0:
+        raise RowError(f"aspect_ratio is {_shown(value)}; it must be height / width, above 0")
+    return number
+
+
+def _check_size(row: Mapping[str, Any]) -> None:
+    size = sum(_size(value) for value in row.values())
+    if size > MAX_ROW_BYTES:
+        raise RowError(f"the row holds {size} bytes; at most {MAX_ROW_BYTES} are accepted")
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, list):
+        return sum(map(_size, value))
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return 8
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _shown_text(prompt: Any) -> str:
+    """What the error table shows of a prompt, whatever it was: valid text of bounded length."""
+    text = prompt if isinstance(prompt, str) else "" if prompt is None else repr(prompt)
+    return text[:MAX_ROW_BYTES].encode("utf-8", "replace").decode()

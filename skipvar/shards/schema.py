@@ -1,0 +1,152 @@
+"""The columns of a dataset and of its error table, with the metadata that makes `datasets` decode the images."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from skipvar.errors import InputError
+
+SCHEMA_VERSION = 1
+
+STRATEGIES = ("base", "skip_1", "skip_2", "skip_3", "uncond_1", "uncond_2", "uncond_3")
+"""The strategies that a policy may give scores to: the fields of `strategy_scores`."""
+
+UNHASHED = frozenset({"replica", "created_at", "engine_seconds"})
+"""Columns that tell who made a row and when; two workers that make one unit agree on all the others."""
+
+IMAGE_BYTES = "image.bytes"
+"""The Parquet path of the images' leaf column."""
+
+_OWN = (
+    ("id", pa.string()),
+    ("position", pa.int64()),
+    ("image_index", pa.int32()),
+    ("prompt", pa.string()),
+    ("negative_prompt", pa.string()),
+    ("seed", pa.int64()),
+    ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("format", pa.string()),
+    ("strategy", pa.string()),
+    ("policy", pa.string()),
+    ("probe_sobel_change", pa.float64()),
+    ("probe_fft_high_frequency_ratio", pa.float64()),
+    ("strategy_scores", pa.struct([(name, pa.float64()) for name in STRATEGIES])),
+    ("cfg", pa.list_(pa.float32())),
+    ("tau", pa.list_(pa.float32())),
+    ("top_k", pa.int32()),
+    ("top_p", pa.float64()),
+    ("aspect_ratio", pa.float64()),
+    ("scales_run", pa.int32()),
+    ("cost_share", pa.float64()),
+    ("audit_ssim", pa.float64()),
+    ("model", pa.string()),
+    ("fingerprint", pa.string()),
+    ("unit", pa.int64()),
+    ("replica", pa.string()),
+    ("created_at", pa.timestamp("us", tz="UTC")),
+    ("engine_seconds", pa.float64()),
+)
+_ERROR = (
+    ("position", pa.int64()),
+    ("image_index", pa.int32()),
+    ("id", pa.string()),
+    ("unit", pa.int64()),
+    ("seed", pa.int64()),
+    ("prompt", pa.string()),
+    ("error_class", pa.string()),
+    ("message", pa.string()),
+    ("attempts", pa.int32()),
+)
+
+
+def dataset_schema(columns: pa.Schema) -> pa.Schema:
+    """The schema of the data files: DESIGN.md's columns, then the user's own under their own names where these are free."""
+    names = own_names(columns.names)
+    fields = [*(pa.field(*pair) for pair in _OWN), *(field.with_name(names[field.name]) for field in columns)]
+    features: dict[str, Any] = {field.name: _feature(field.type) for field in fields}
+    features["image"] = {"_type": "Image"}
+    return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def error_schema(columns: pa.Schema) -> pa.Schema:
+    """The schema of the error files. The user's columns bear the same names as in the data files."""
+    names = own_names(columns.names)
+    fields = [*(pa.field(*pair) for pair in _ERROR), *(field.with_name(names[field.name]) for field in columns)]
+    return pa.schema(
+        fields, {"huggingface": json.dumps({"info": {"features": {f.name: _feature(f.type) for f in fields}}})}
+    )
+
+
+def own_names(columns: Sequence[str]) -> dict[str, str]:
+    """The name in the dataset of each of the user's columns: its own, or with `input_` before it where that is taken."""
+    taken = {name for name, _ in (*_OWN, *_ERROR)}
+    names: dict[str, str] = {}
+    for column in sorted(columns, key=lambda name: name in taken):  # free names first: they stay as they are
+        name = column
+        while name in taken:
+            name = f"input_{name}"
+        names[column] = name
+        taken.add(name)
+    return names
+
+
+def storable_columns(fields: Iterable[pa.Field], origin: str) -> pa.Schema:
+    """The user's columns in types that Parquet, `datasets`, DuckDB and polars all read; `InputError` names one that has none."""
+    result = []
+    for field in fields:
+        try:
+            plain = _plain(field.type)
+            _feature(plain)
+        except TypeError as error:
+            raise InputError(
+                f"{origin}: column '{field.name}' has type {field.type}, which cannot be carried into the dataset; "
+                "leave it out or turn it into text, numbers, lists or structs."
+            ) from error
+        result.append(pa.field(field.name, plain))
+    return pa.schema(result)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The same values without dictionaries, views, extension types and non-standard widths."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_null(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_struct(kind) and kind.num_fields > 0:
+        return pa.struct([pa.field(child.name, _plain(child.type)) for child in kind])
+    return kind
+
+
+_SIMPLE = {
+    pa.string(): "string", pa.binary(): "binary", pa.bool_(): "bool", pa.float16(): "float16", pa.float32(): "float32",
+    pa.float64(): "float64", pa.int8(): "int8", pa.int16(): "int16", pa.int32(): "int32", pa.int64(): "int64", pa.uint8(): "uint8",
+    pa.uint16(): "uint16", pa.uint32(): "uint32", pa.uint64(): "uint64", pa.date32(): "date32", pa.date64(): "date64",
+}  # fmt: skip
+
+
+def _feature(kind: pa.DataType) -> Any:
+    """The description of a type in the `huggingface` metadata; TypeError for one that `datasets` does not know."""
+    if kind in _SIMPLE:
+        return {"dtype": _SIMPLE[kind], "_type": "Value"}
+    if pa.types.is_timestamp(kind):
+        return {"dtype": f"timestamp[{kind.unit}{f', tz={kind.tz}' if kind.tz else ''}]", "_type": "Value"}
+    if pa.types.is_time(kind) or pa.types.is_duration(kind):
+        name = "duration" if pa.types.is_duration(kind) else f"time{kind.bit_width}"
+        return {"dtype": f"{name}[{kind.unit}]", "_type": "Value"}
+    if pa.types.is_decimal128(kind):
+        return {"dtype": f"decimal128({kind.precision}, {kind.scale})", "_type": "Value"}
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
+    if pa.types.is_struct(kind) and kind.num_fields > 0:
+        return {child.name: _feature(child.type) for child in kind}
+    raise TypeError(f"no feature for {kind}")
