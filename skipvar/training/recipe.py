@@ -37,12 +37,23 @@ class TextRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OptimizerRecipe:
+    """Muon for the matrices and convolutions inside the networks, AdamW for the rest."""
+
+    muon_rate: float
+    muon_momentum: float = 0.95
+    adam_rate: float
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float
+    gradient_clip: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class VaeRecipe:
     """How the autoencoder is trained."""
 
     batch_size: int = 8
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-3
+    optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2e-3, adam_rate=1e-3, weight_decay=1e-3)
     warmup_steps: int = 100
     ema_decay: float = 0.998
     gradient_weight: float = 0.5
@@ -61,17 +72,12 @@ class TransformerRecipe:
     full_batch_size: int = 12
     full_every: int = 4
     """Every so many steps one sees all scales, the others only the first `early_scales`."""
-    muon_rate: float = 2.5e-3
-    muon_momentum: float = 0.95
-    adam_rate: float = 2e-3
-    adam_betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 1e-2
+    optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2.5e-3, adam_rate=2e-3, weight_decay=1e-2)
     warmup_steps: int = 100
     ema_decay: float = 0.998
     max_flip_probability: float = 0.3
     """Bits of the input are flipped with a chance drawn from U(0, this) for each image."""
     text_dropout: float = 0.1
-    gradient_clip: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

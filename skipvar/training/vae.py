@@ -12,6 +12,7 @@ from skipvar.model.bsq import quantize, running_sums
 from skipvar.model.vae import Decoder, Encoder
 from skipvar.training.common import Ema, Folders, Stretch, append_log, load_checkpoint, save_checkpoint, save_sheet
 from skipvar.training.data import Combination, Pictures, split_combinations
+from skipvar.training.muon import Optimizer
 from skipvar.training.recipe import GRIDS, MODEL, NUM_SCALES, Recipe, VaeRecipe
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,10 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.encoder = Encoder(MODEL.vae)
         self.decoder = Decoder(MODEL.vae)
+
+    def inner_convolutions(self) -> list[nn.Parameter]:
+        """The kernels of all convolutions but the first and last of each half, for Muon."""
+        return [p for name, p in self.named_parameters() if p.ndim == 4 and ".conv_" not in name]
 
     def forward(self, images: Tensor, num_scales: Tensor) -> tuple[Tensor, Tensor]:
         """Images `(B, 3, H, W)` decoded from the first `num_scales (B,)` scales, unclamped, and the commitment loss."""
@@ -54,9 +59,7 @@ def train_vae(recipe: Recipe, folders: Folders, minutes: float, decay_minutes: f
     training, held_out = split_combinations(recipe)
     torch.manual_seed(recipe.seed)
     model = Autoencoder()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+    optimizer = Optimizer(model.parameters(), model.inner_convolutions(), settings.optimizer)
     ema = Ema(model, settings.ema_decay)
     step = 0
     if checkpoint_path(folders).exists():
@@ -77,12 +80,8 @@ def train_vae(recipe: Recipe, folders: Folders, minutes: float, decay_minutes: f
         _report(folders, model, ema, pictures, held_out, step, last_loss=float(loss))
 
     while not stretch.is_over():
-        factor = stretch.rate_factor(step - first_step)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * factor
         loss = _step(model, pictures, training, settings, generator)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.step(stretch.rate_factor(step - first_step))
         ema.update()
         step += 1
         if time.monotonic() - last_saved > recipe.checkpoint_seconds:
@@ -107,7 +106,6 @@ def _step(
     for axis in (-1, -2):
         loss = loss + settings.gradient_weight / 2 * F.l1_loss(decoded.diff(dim=axis), images.diff(dim=axis))
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     return loss.detach()
 
 

@@ -1,0 +1,37 @@
+"""All training pictures, mirrored and not, encoded once and kept as float16 latents."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from skipvar.training.common import Folders, save_checkpoint
+from skipvar.training.data import Pictures, split_combinations
+from skipvar.training.recipe import Recipe
+from skipvar.training.vae import load_autoencoder
+
+logger = logging.getLogger(__name__)
+
+
+def latents_path(folders: Folders) -> Path:
+    return folders.run / "latents.pt"
+
+
+@torch.no_grad()
+def encode_latents(recipe: Recipe, folders: Folders, batch_size: int = 32) -> None:
+    """Writes float16 latents `(training combinations, 2, dv, h, w)`: as is, mirrored; order of `split_combinations`."""
+    encoder = load_autoencoder(folders).encoder
+    pictures = Pictures(folders.packages, recipe.image_side)
+    training, _ = split_combinations(recipe)
+    parts: list[Tensor] = []
+    for start in range(0, len(training), batch_size):
+        chosen = training[start : start + batch_size]
+        both = [
+            encoder.encode(pictures.compose(chosen, torch.full((len(chosen),), is_mirrored)))
+            for is_mirrored in (False, True)
+        ]
+        parts.append(torch.stack(both, dim=1).half())
+    latents = torch.cat(parts)
+    logger.info("latents %s, standard deviation %.3f", tuple(latents.shape), float(latents.float().std()))
+    save_checkpoint(latents_path(folders), {"latents": latents})

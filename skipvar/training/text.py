@@ -1,0 +1,108 @@
+"""The embedded model's tokenizer and its tiny T5 encoder.
+
+The tokenizer knows the captions' words as whole tokens and spells everything else in bytes, so that every prompt encodes.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from skipvar.training.data import all_combinations, captions
+from skipvar.training.recipe import MODEL, TextRecipe
+
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+_CONTINUATION = "##"
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Words of the captions, then single bytes, at the start of a word and inside; `</s>` at the end, kept.
+
+    WordPiece takes the longest known piece first: `cats` is `cat` + `s` where only `cat` is known.
+    """
+    words = sorted({word for c in all_combinations() for text in captions(c) for word in re.findall(r"\S+", text)})
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
+    pieces = [PAD, END, UNKNOWN]
+    for word in words:
+        spelled = "".join(part for part, _ in byte_level.pre_tokenize_str(word))
+        pieces.append(spelled)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces += letters + [_CONTINUATION + letter for letter in letters]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(
+        models.WordPiece(
+            vocabulary,
+            unk_token=UNKNOWN,
+            continuing_subword_prefix=_CONTINUATION,
+            max_input_chars_per_word=100_000,
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = byte_level
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(_CONTINUATION, ""), decoders.Fuse(), decoders.ByteLevel()])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, vocabulary[END])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        model_max_length=MODEL.transformer.text_max_tokens,
+    )
+
+
+def build_text_encoder(recipe: TextRecipe, vocabulary_size: int, seed: int) -> T5EncoderModel:
+    """A fresh `T5EncoderModel` of the embedded model's size."""
+    width = MODEL.transformer.text_width
+    config = T5Config(
+        vocab_size=vocabulary_size,
+        d_model=width,
+        d_kv=width // recipe.num_heads,
+        d_ff=recipe.hidden_width,
+        num_layers=recipe.num_layers,
+        num_heads=recipe.num_heads,
+        dropout_rate=0.0,
+        feed_forward_proj="relu",
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return T5EncoderModel(config)
+
+
+def save_text_encoder(encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Weights in half precision, configuration and tokenizer in one folder, as `transformers` loads them."""
+    encoder.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+class CaptionTokens:
+    """Token ids of captions, padded to one length (static shapes for compiled training); each caption encoded once."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._ids = {
+            text: ids
+            for c in all_combinations()
+            for text, ids in zip(captions(c), tokenizer(captions(c))["input_ids"], strict=True)
+        }
+        self.max_length = max(len(ids) for ids in self._ids.values())
+
+    def batch(self, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """Ids int64 `(B, max_length)` padded with 0, and the real lengths."""
+        rows = [self._ids[text] for text in texts]
+        padded = torch.zeros(len(rows), self.max_length, dtype=torch.int64)
+        for row, ids in zip(padded, rows, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        return padded, [len(ids) for ids in rows]
+
+
+def encode_captions(encoder: T5EncoderModel, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Last hidden state `(B, T, text_width)` of padded ids; padding is masked out and its rows carry no meaning."""
+    mask = torch.arange(ids.shape[1])[None, :] < torch.tensor(lengths)[:, None]
+    return encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state

@@ -1,0 +1,256 @@
+"""Training of the transformer and its text encoder: predict the bits of every scale from text and earlier scales."""
+
+import dataclasses
+import logging
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from skipvar.model.attention import TextLayout
+from skipvar.model.bsq import next_input, quantize, running_sums
+from skipvar.model.rope import rope_table
+from skipvar.model.transformer import TextState, Transformer, block_causal_mask
+from skipvar.training.common import Ema, Folders, Stretch, append_log, load_checkpoint, save_checkpoint, save_sheet
+from skipvar.training.data import Combination, captions, split_combinations
+from skipvar.training.latents import latents_path
+from skipvar.training.muon import Optimizer
+from skipvar.training.recipe import GRIDS, MODEL, NUM_SCALES, SCHEDULE, Recipe, TransformerRecipe
+from skipvar.training.sample import generate
+from skipvar.training.text import CaptionTokens, build_text_encoder, build_tokenizer, encode_captions
+from skipvar.training.vae import load_autoencoder
+
+logger = logging.getLogger(__name__)
+
+
+class TextToBits(nn.Module):
+    """What is trained together: the text encoder and the transformer."""
+
+    def __init__(self, recipe: Recipe, vocabulary_size: int) -> None:
+        super().__init__()
+        self.text_encoder = build_text_encoder(recipe.text, vocabulary_size, recipe.seed)
+        self.transformer = Transformer(MODEL.transformer)
+        self.transformer.init_weights(recipe.seed)
+
+    def block_matrices(self) -> list[nn.Parameter]:
+        """The matrices of the transformer's blocks, for Muon."""
+        return [p for name, p in self.transformer.blocks.named_parameters() if name.endswith(".weight") and p.ndim == 2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One training batch of `num_scales` scales."""
+
+    ids: Tensor
+    """int64 `(B, T)` padded token ids."""
+    lengths: list[int]
+    is_unconditional: Tensor
+    """bool `(B,)`: the prompt is replaced by the learned table."""
+    codes: list[Tensor]
+    """Input of each scale from the second on, float32 `(B, L_k, d)`."""
+    targets: Tensor
+    """float32 0/1 `(B, L, d)` of all scales."""
+
+    @property
+    def num_scales(self) -> int:
+        return len(self.codes) + 1
+
+
+class BatchSource:
+    """Draws batches from the stored latents; its stream is fixed by the seed and the step it starts at."""
+
+    def __init__(self, recipe: Recipe, folders: Folders, tokens: CaptionTokens, first_step: int) -> None:
+        self._recipe = recipe.transformer
+        self._latents = load_checkpoint(latents_path(folders))["latents"]
+        self._training, _ = split_combinations(recipe)
+        self._tokens = tokens
+        self._generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + first_step)
+
+    def draw(self, num_scales: int, size: int) -> Batch:
+        generator = self._generator
+        chosen = torch.randint(len(self._training), (size,), generator=generator)
+        mirrored = torch.randint(2, (size,), generator=generator)
+        choices = torch.rand(size, generator=generator).tolist()
+        texts = [_pick(captions(self._training[i]), u) for i, u in zip(chosen.tolist(), choices, strict=True)]
+        ids, lengths = self._tokens.batch(texts)
+        flips = torch.rand(size, generator=generator) * self._recipe.max_flip_probability
+        grids = GRIDS[:num_scales]
+        bits = quantize(self._latents[chosen, mirrored].float(), grids, flip_probability=flips, generator=generator)
+        sums = running_sums(bits.fed, grids, False, GRIDS[-1])
+        return Batch(
+            ids=ids,
+            lengths=lengths,
+            is_unconditional=torch.rand(size, generator=generator) < self._recipe.text_dropout,
+            codes=[next_input(s, grid, False) for s, grid in zip(sums, grids[1:], strict=False)],
+            targets=torch.cat(bits.targets, dim=1).float(),
+        )
+
+
+def _pick(texts: list[str], share: float) -> str:
+    return texts[int(share * len(texts))]
+
+
+class Objective:
+    """Cross-entropy of a batch's bits, each scale weighted by the square root of its tokens."""
+
+    def __init__(self, model: TextToBits, is_compiled: bool) -> None:
+        self._model = model
+        self._rope = rope_table(SCHEDULE, MODEL.transformer.head_width)
+        self._masks: dict[int, Tensor] = {}
+        self._scale_losses = torch.compile(self._compute, dynamic=False) if is_compiled else self._compute
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss (with gradient) and the cross-entropy of each scale `(num_scales,)`."""
+        transformer = self._model.transformer
+        features = encode_captions(self._model.text_encoder, batch.ids, batch.lengths)
+        table = transformer.unconditional_text[: features.shape[1]].expand_as(features)
+        features = torch.where(batch.is_unconditional[:, None, None], table, features)
+        text = transformer.encode_text(features, batch.lengths, use_mask=True)
+        # Always a mask and no lengths: the compiled function must see one kind of batch.
+        positions = torch.arange(batch.ids.shape[1])
+        mask = (positions < torch.tensor(batch.lengths)[:, None])[:, None, None]
+        text = dataclasses.replace(text, lengths=(), layout=TextLayout(groups=[], mask=mask))
+        num_tokens = [h * w for h, w in GRIDS[: batch.num_scales]]
+        rope = (self._rope[0][: sum(num_tokens)], self._rope[1][: sum(num_tokens)])
+        if batch.num_scales not in self._masks:
+            self._masks[batch.num_scales] = block_causal_mask(num_tokens, torch.device("cpu"))
+        losses = self._scale_losses(batch.codes, batch.targets, text, rope, self._masks[batch.num_scales])
+        weights = torch.tensor(num_tokens, dtype=torch.float32).sqrt()
+        return (losses * weights / weights.sum()).sum(), losses.detach()
+
+    def _compute(
+        self, codes: list[Tensor], targets: Tensor, text: TextState, rope: tuple[Tensor, Tensor], mask: Tensor
+    ) -> Tensor:
+        logits = self._model.transformer.forward_teacher_forced(codes, text, rope, mask)
+        zero, one = logits.unflatten(-1, (-1, 2)).unbind(-1)
+        entropy = F.binary_cross_entropy_with_logits(one - zero, targets, reduction="none").mean(dim=(0, 2))
+        return torch.stack([part.mean() for part in entropy.split([1] + [c.shape[1] for c in codes])])
+
+
+def checkpoint_path(folders: Folders) -> Path:
+    return folders.run / "transformer.pt"
+
+
+def load_text_to_bits(recipe: Recipe, folders: Folders) -> TextToBits:
+    """The trained model (EMA weights), ready for evaluation."""
+    model = TextToBits(recipe, len(build_tokenizer()))
+    _load_averaged(model, load_checkpoint(checkpoint_path(folders))["ema"]["weights"])
+    return model.eval()
+
+
+def _load_averaged(model: TextToBits, weights: dict[str, Tensor]) -> None:
+    own = dict(model.named_parameters())
+    assert own.keys() == weights.keys()
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+
+
+class Trainer:
+    """The state of a run: weights, their average, optimizer, step; and what is needed to report on it."""
+
+    def __init__(self, recipe: Recipe, folders: Folders, is_compiled: bool) -> None:
+        self.recipe, self.folders = recipe, folders
+        self.tokens = CaptionTokens(build_tokenizer())
+        self.model = TextToBits(recipe, len(build_tokenizer()))
+        self.optimizer = Optimizer(self.model.parameters(), self.model.block_matrices(), recipe.transformer.optimizer)
+        self.ema = Ema(self.model, recipe.transformer.ema_decay)
+        self.objective = Objective(self.model, is_compiled)
+        self.step = 0
+        self.num_samples = {"early": 0, "full": 0}
+        self._losses: dict[str, list[Tensor]] = defaultdict(list)
+        self._seconds: dict[str, list[float]] = defaultdict(list)
+
+    def train_step(self, source: BatchSource, factor: float) -> None:
+        settings = self.recipe.transformer
+        started = time.monotonic()
+        is_full = (self.step + 1) % settings.full_every == 0
+        kind, num_scales, size = (
+            ("full", NUM_SCALES, settings.full_batch_size)
+            if is_full
+            else ("early", settings.early_scales, settings.early_batch_size)
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, scale_losses = self.objective(source.draw(num_scales, size))
+        loss.backward()
+        self.optimizer.step(factor)
+        self.ema.update()
+        self.step += 1
+        self.num_samples[kind] += size
+        self._losses[kind].append(scale_losses)
+        self._seconds[kind].append(time.monotonic() - started)
+
+    def save(self) -> None:
+        state: dict[str, Any] = {
+            "model": dict(self.model.named_parameters()),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "step": self.step,
+            "num_samples": self.num_samples,
+        }
+        save_checkpoint(checkpoint_path(self.folders), state)
+
+    def restore(self) -> None:
+        """Goes on from the run's checkpoint, if there is one."""
+        if not checkpoint_path(self.folders).exists():
+            return
+        state = load_checkpoint(checkpoint_path(self.folders))
+        _load_averaged(self.model, state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.step, self.num_samples = state["step"], state["num_samples"]
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        logger.info("going on from step %d", self.step)
+
+    def report(self) -> None:
+        """Logs the mean cross-entropy of each scale since the last report, in steps of both kinds."""
+        record: dict[str, Any] = {"step": self.step, "samples": dict(self.num_samples), "time": time.time()}
+        for kind, losses in self._losses.items():
+            record[kind] = [round(x, 4) for x in torch.stack(losses).mean(dim=0).tolist()]
+            record[f"{kind}_seconds"] = sum(self._seconds[kind]) / len(self._seconds[kind])
+        append_log(self.folders.run / "transformer_log.jsonl", record)
+        self._losses.clear()
+        self._seconds.clear()
+
+    @torch.no_grad()
+    def save_samples(self, prompts: list[str]) -> None:
+        """A sheet of samples of the averaged weights, for the eye."""
+        averaged = TextToBits(self.recipe, len(build_tokenizer())).eval()
+        _load_averaged(averaged, self.ema.weights)
+        decoder = load_autoencoder(self.folders).decoder
+        sums = generate(averaged.transformer, averaged.text_encoder, self.tokens.batch(prompts), self.recipe.evaluation)
+        save_sheet(self.folders.run / f"samples_{self.step:06}.png", decoder(sums.sums[-1]), columns=8)
+
+
+def train_transformer(
+    recipe: Recipe, folders: Folders, minutes: float, decay_minutes: float, is_compiled: bool = True
+) -> None:
+    """One stretch of training; goes on from the checkpoint if there is one."""
+    trainer = Trainer(recipe, folders, is_compiled)
+    trainer.restore()
+    source = BatchSource(recipe, folders, trainer.tokens, trainer.step)
+    stretch = Stretch(minutes, decay_minutes, recipe.transformer.warmup_steps)
+    first_step, last_saved = trainer.step, time.monotonic()
+    num_saves = 0
+    prompts = sample_prompts(split_combinations(recipe)[1], 24)
+    while not stretch.is_over():
+        trainer.train_step(source, stretch.rate_factor(trainer.step - first_step))
+        if time.monotonic() - last_saved > recipe.checkpoint_seconds:
+            trainer.save()
+            trainer.report()
+            num_saves += 1
+            if num_saves % 4 == 0:
+                trainer.save_samples(prompts)
+            last_saved = time.monotonic()
+    trainer.save()
+    trainer.report()
+    trainer.save_samples(prompts)
+
+
+def sample_prompts(combinations: list[Combination], count: int) -> list[str]:
+    """A caption for each of the first `count` combinations, the phrasing picked by its position."""
+    return [(texts := captions(c))[i % len(texts)] for i, c in enumerate(combinations[:count])]
