@@ -1,0 +1,102 @@
+"""Joining or starting a Ray cluster, and what it has room for."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from skipvar.config import RunConfig
+from skipvar.distributed.environment import check_output_stays, cluster_address
+from skipvar.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+LOCAL_OBJECT_STORE_BYTES = 100_000_000
+"""Images never pass through Ray's object store, so a local cluster needs next to none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A connected cluster and what one replica takes of it."""
+
+    is_local: bool
+    device: str
+    """cpu or cuda: where the replicas run."""
+    cpus_per_replica: int
+    gpus_per_replica: float
+
+    def actor_options(self) -> dict[str, Any]:
+        """Ray options of one replica. Threads are set before any library starts them: too many cost a factor of ten."""
+        threads = str(self.cpus_per_replica)
+        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+        return {
+            "num_cpus": self.cpus_per_replica,
+            "num_gpus": self.gpus_per_replica,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+            "runtime_env": {"env_vars": environment},
+        }
+
+    def room(self) -> int:
+        """How many replicas the cluster can hold as it is now."""
+        resources = ray.cluster_resources()
+        room = int(resources.get("CPU", 0) // self.cpus_per_replica)
+        return min(room, int(resources.get("GPU", 0) // self.gpus_per_replica)) if self.gpus_per_replica else room
+
+
+@contextlib.contextmanager
+def connect(config: RunConfig) -> Iterator[Cluster]:
+    """Join the cluster that the configuration names, or start a local one; leave it (or end it) afterwards."""
+    address = cluster_address(config)
+    if ray.is_initialized():  # a test or a notebook brought its own
+        yield _survey(config, is_local=address is None)
+        return
+    try:
+        if address is None:
+            ray.init(
+                address="local",
+                num_cpus=_local_cpus(config),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        where = f"Ray cluster at {address} cannot be joined" if address else "A local Ray cluster cannot be started"
+        raise ConfigError(f"{where}: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # deaths of replicas are ours to report, once
+    try:
+        yield _survey(config, is_local=address is None)
+    finally:
+        ray.shutdown()
+
+
+def _local_cpus(config: RunConfig) -> int:
+    """This machine's cores, or more where the configuration asks for more replicas by number."""
+    asked = config.cluster.replicas.min if config.cluster.replicas.max == "auto" else config.cluster.replicas.max
+    return int(max(len(os.sched_getaffinity(0)), asked * config.cluster.cpus_per_replica))
+
+
+def _survey(config: RunConfig, *, is_local: bool) -> Cluster:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) > 1:
+        check_output_stays(config.output.path, f"the {len(nodes)} nodes of this cluster would each write into their own")
+    num_gpus = ray.cluster_resources().get("GPU", 0)
+    device = config.model.device
+    if device == "auto":
+        device = "cuda" if num_gpus else "cpu"
+    if is_local and device == "cuda" and not num_gpus:
+        raise ConfigError("model.device: cuda is asked for, but this machine has no GPU; use model.device=cpu or auto.")
+    gpus = config.cluster.gpus_per_replica
+    return Cluster(
+        is_local=is_local,
+        device=device,
+        cpus_per_replica=config.cluster.cpus_per_replica,
+        gpus_per_replica=float(1 if device == "cuda" else 0) if gpus == "auto" else float(gpus),
+    )

@@ -1,0 +1,79 @@
+"""What must be settled before Ray is imported, and what the place of execution means for paths. No Ray in here."""
+
+import os
+import secrets
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from skipvar.config import RunConfig
+from skipvar.errors import ConfigError
+
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray's job manager sets this for the entry point of a submitted job, and for nothing else."""
+
+
+def is_submitted() -> bool:
+    """Whether this process is the entry point of a job started by `ray job submit`."""
+    return _SUBMITTED in os.environ
+
+
+def cluster_address(config: RunConfig) -> str | None:
+    """The cluster to join (`host:port`), or None for a local one of our own."""
+    address = config.cluster.address
+    if address == "auto":
+        joined = os.environ.get("RAY_ADDRESS", "").strip()
+        return joined if joined and joined != "local" else None
+    return None if address == "local" else address
+
+
+def prepare_environment(config: RunConfig) -> None:
+    """Set Ray's environment; call it before Ray is imported.
+
+    A local cluster is protected by a token that lives in this process and its children alone: Ray would either leave
+    its ports open to every user of the machine or write a token file into the home folder.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a spinning thread costs a neighbour its core
+    if cluster_address(config) is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def resolve_paths(config: RunConfig) -> RunConfig:
+    """The configuration with local paths made absolute, so that replicas find them whatever their working folder is.
+
+    A submitted job's working folder is the same on every node and is left alone, but vanishes with the job: a relative
+    output is refused there with `ConfigError`.
+    """
+    if is_submitted():
+        check_output_stays(config.output.path, "under `ray job submit` it would vanish with the job's working folder")
+        return config
+    inputs = config.input.path
+    model = config.model
+    return replace(
+        config,
+        input=replace(config.input, path=[_absolute(p) for p in inputs] if isinstance(inputs, list) else _absolute(inputs)),
+        output=replace(config.output, path=_absolute(config.output.path)),
+        model=replace(
+            model,
+            path=model.path if (model.path or "").startswith("random:") else _absolute(model.path),
+            vae_path=_absolute(model.vae_path),
+            text_encoder_path=_absolute(model.text_encoder_path),
+        ),
+        policy=_absolute(config.policy) if (config.policy or "").endswith(".json") else config.policy,
+    )
+
+
+def check_output_stays(path: str, why: str) -> None:
+    """Refuse a relative output path with `ConfigError`."""
+    if "://" not in path and not Path(path).expanduser().is_absolute():
+        raise ConfigError(f"output.path: {path} is relative, and {why}; give an absolute path or s3://bucket/prefix.")
+
+
+def _absolute(path: Any) -> Any:
+    if not isinstance(path, str) or "://" in path:
+        return path
+    return str(Path(path).expanduser().absolute())

@@ -1,0 +1,100 @@
+"""How far a run is: images a second, time left, mix of strategies; a bar in a terminal, a log line elsewhere."""
+
+import logging
+import sys
+import time
+from collections import Counter
+
+from tqdm import tqdm
+
+from skipvar.distributed.worker import Progress
+from skipvar.types import UnitReport
+
+logger = logging.getLogger(__name__)
+
+LINE_SECONDS = 10.0
+BAR_SECONDS = 0.5
+
+
+class Metrics:
+    """Adds up what units report and what replicas have in hand."""
+
+    def __init__(self, num_requests: int, num_before: int) -> None:
+        """`num_requests` of the whole run, of which `num_before` were accounted for when it was resumed."""
+        self.strategies: Counter[str] = Counter()
+        """Published images under each strategy."""
+        self.num_failures = 0
+        self.num_units = 0
+        self.num_differing_units = 0
+        """Units that another worker had published with other content than was made here."""
+        self.num_bytes = 0
+        self._num_requests, self._num_before = num_requests, num_before
+        self._in_hand: dict[str, Progress] = {}
+        self._started = time.monotonic()
+        self._shown = self._started
+        self._bar: tqdm[None] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=num_requests, initial=num_before, unit="image", mininterval=0, smoothing=0.1)
+
+    @property
+    def num_images(self) -> int:
+        return self.strategies.total()
+
+    @property
+    def num_done(self) -> int:
+        """Requests accounted for in this session."""
+        return self.num_images + self.num_failures
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def published(self, report: UnitReport) -> None:
+        self.strategies.update(report.strategies)
+        self.num_failures += report.num_failures
+        self.num_bytes += report.num_bytes
+        self.num_units += 1
+        self.num_differing_units += not report.same_content
+
+    def in_hand(self, replica: str, progress: Progress | None) -> None:
+        """What a replica has made but not published; None: the replica is gone, and that with it."""
+        if progress is None:
+            self._in_hand.pop(replica, None)
+        else:
+            self._in_hand[replica] = progress
+
+    def show(self) -> None:
+        """Bring the bar up to date, or write a line if the last one is old enough."""
+        interval = LINE_SECONDS if self._bar is None else BAR_SECONDS
+        if time.monotonic() - self._shown < interval:
+            return
+        self._shown = time.monotonic()
+        num_made = self.num_done + sum(p.num_failures + sum(p.strategies.values()) for p in self._in_hand.values())
+        if self._bar is not None:
+            self._bar.n = self._num_before + num_made
+            self._bar.set_postfix_str(self.mix(), refresh=False)
+            self._bar.refresh()
+            return
+        rate = num_made / self.seconds
+        left = self._num_requests - self._num_before - num_made
+        eta = f"{_clock(left / rate)} left" if num_made else "no image yet"
+        logger.info(
+            "%d of %d done, %.2f images/s, %s, %d failed, %s",
+            self._num_before + num_made, self._num_requests, rate, eta, self.num_failures, self.mix() or "no strategy yet",
+        )  # fmt: skip
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.n = self._num_before + self.num_done
+            self._bar.close()
+
+    def mix(self) -> str:
+        """The share of each strategy, in words: `base 20%, skip_1 80%`."""
+        made = self.strategies + sum((Counter(p.strategies) for p in self._in_hand.values()), Counter())
+        return ", ".join(f"{name} {count / made.total():.0%}" for name, count in sorted(made.items()) if count)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:d}:{minutes:02d}:{seconds:02d}"
