@@ -1,7 +1,6 @@
 """The input as a plan of units (counts and offsets only), and a unit as requests."""
 
 import hashlib
-import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from skipvar.shards.inputs import InputFile, Inputs
 from skipvar.shards.rows import SETTINGS, FileSpec, InputSpec, RowReader, per_scale
 from skipvar.shards.schema import storable_columns
 from skipvar.shards.sources import FITS, READERS, Footer, read_footer
-from skipvar.types import Failure, FileSlice, Request, RequestKey, Unit
+from skipvar.types import Failure, FileSlice, Request, Unit
 
 CHANNELS = 3
 _FOOTER_THREADS = 16
@@ -155,13 +154,6 @@ def read_unit(unit: Unit, spec: InputSpec) -> Iterator[Request | Failure]:
                 if unit.only is None or item.key in unit.only:
                     yield item
             position += 1
-
-
-def expected_keys(unit: Unit, images_per_prompt: int) -> frozenset[RequestKey]:
-    """What a unit must account for."""
-    positions = range(unit.first_position, unit.first_position + unit.num_rows)
-    keys = frozenset(itertools.product(positions, range(images_per_prompt)))
-    return keys if unit.only is None else keys & unit.only
 
 
 def _rows_before(unit: Unit, part: FileSlice) -> int:

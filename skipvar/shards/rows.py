@@ -201,7 +201,7 @@ def _number(value: Any, name: str) -> float:
         except (ValueError, OverflowError):
             number = math.nan
     else:
-        number = float(value) if -1e300 < value < 1e300 else math.inf  # type: ignore[operator]
+        number = float(value) if -1e300 < value < 1e300 else math.inf
     with np.errstate(over="ignore"):
         if not np.isfinite(np.float32(number)):
             raise RowError(f"{name} is {_shown(value)}; it must be a finite number")
@@ -229,18 +229,19 @@ def _ratio(value: Any) -> float:
 
 
 def _check_size(row: Mapping[str, Any]) -> None:
-    size = sum(_size(value) for value in row.values())
+    size = sum(approximate_bytes(value) for value in row.values())
     if size > MAX_ROW_BYTES:
         raise RowError(f"the row holds {size} bytes; at most {MAX_ROW_BYTES} are accepted")
 
 
-def _size(value: Any) -> int:
+def approximate_bytes(value: Any) -> int:
+    """About what a value takes in a file."""
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, list):
-        return sum(map(_size, value))
+        return sum(map(approximate_bytes, value))
     if isinstance(value, dict):
-        return sum(map(_size, value.values()))
+        return sum(map(approximate_bytes, value.values()))
     return 8
 
 

@@ -111,7 +111,7 @@ def storable_columns(fields: Iterable[pa.Field], origin: str) -> pa.Schema:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The same values without dictionaries, views, extension types and non-standard widths."""
+    """The same values without dictionaries, views, extension types and non-standard widths; nanoseconds are cut off."""
     if isinstance(kind, pa.BaseExtensionType):
         return _plain(kind.storage_type)
     if pa.types.is_dictionary(kind):
@@ -124,6 +124,12 @@ def _plain(kind: pa.DataType) -> pa.DataType:
         return pa.list_(_plain(kind.value_type))
     if pa.types.is_struct(kind) and kind.num_fields > 0:
         return pa.struct([pa.field(child.name, _plain(child.type)) for child in kind])
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if pa.types.is_time64(kind) and kind.unit == "ns":
+        return pa.time64("us")
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
     return kind
 
 

@@ -16,6 +16,7 @@ from skipvar.shards import textscan
 from skipvar.shards.columns import fit_csv, fit_json, parse_json
 from skipvar.shards.inputs import Inputs
 from skipvar.shards.rows import FileSpec
+from skipvar.shards.schema import storable_columns
 from skipvar.types import FileSlice
 
 _FOOTER_GUESS_BYTES = 64 << 10
@@ -122,6 +123,10 @@ def _row_groups(metadata: pq.FileMetaData, part: FileSlice) -> tuple[list[int], 
 
 def _batches(reader: pq.ParquetFile, groups: list[int]) -> Iterator[dict[str, Any]]:
     for batch in reader.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups):
+        for at, field in enumerate(batch.schema):
+            if pa.types.is_temporal(field.type) and getattr(field.type, "unit", None) == "ns":  # Python's have none
+                plain = storable_columns([field], "").field(0)
+                batch = batch.set_column(at, plain, batch.column(at).cast(plain.type, safe=False))
         yield from batch.to_pylist()
 
 

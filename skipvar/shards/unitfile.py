@@ -1,0 +1,185 @@
+"""A unit's files: their names, their bytes, and what their footers say."""
+
+import datetime
+import decimal
+import hashlib
+import io
+import itertools
+import json
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from skipvar.errors import StorageError
+from skipvar.shards.rows import approximate_bytes
+from skipvar.shards.schema import IMAGE_BYTES, SCHEMA_VERSION, UNHASHED
+from skipvar.types import RequestKey, Unit
+
+DATA = "data/"
+ERRORS = "errors/"
+_DATA_NAME = re.compile(r"data/unit-(\d{9})(?:\.retry-([1-9]\d*))?\.parquet")
+_ERROR_NAME = re.compile(r"errors/unit-(\d{9})\.([1-9]\d*)\.parquet")
+_PREFIX = "skipvar."
+_ROW_OVERHEAD_BYTES = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitFooter:
+    """What a data file's footer says of its unit."""
+
+    unit: int
+    retry: int
+    rows: int
+    content_hash: str
+    fingerprint: str
+    schema_version: int = SCHEMA_VERSION
+    errors: str | None = None
+    """Name of the error file that counts; None: no request failed."""
+    error_rows: int = 0
+    retried: frozenset[RequestKey] | None = None
+    """Of a retry: the requests that it made again. Older error rows of these do not count any more."""
+
+    def to_metadata(self) -> dict[str, str]:
+        retried = None if self.retried is None else sorted(self.retried)
+        values = {**self.__dict__, "retried": json.dumps(retried)}
+        return {_PREFIX + name: "" if value is None else str(value) for name, value in values.items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[bytes, bytes]) -> "UnitFooter":
+        """KeyError or ValueError where it is not the footer of a unit."""
+        values = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(_PREFIX.encode())}
+        retried = json.loads(values[_PREFIX + "retried"])
+        return cls(
+            unit=int(values[_PREFIX + "unit"]),
+            retry=int(values[_PREFIX + "retry"]),
+            rows=int(values[_PREFIX + "rows"]),
+            content_hash=values[_PREFIX + "content_hash"],
+            fingerprint=values[_PREFIX + "fingerprint"],
+            schema_version=int(values[_PREFIX + "schema_version"]),
+            errors=values[_PREFIX + "errors"] or None,
+            error_rows=int(values[_PREFIX + "error_rows"]),
+            retried=None if retried is None else frozenset((position, index) for position, index in retried),
+        )
+
+
+def data_name(unit: int, retry: int = 0) -> str:
+    return f"{DATA}unit-{unit:09d}" + (f".retry-{retry}" if retry else "") + ".parquet"
+
+
+def error_name(unit: int, attempt: int) -> str:
+    return f"{ERRORS}unit-{unit:09d}.{attempt}.parquet"
+
+
+def parse_data_name(name: str) -> tuple[int, int] | None:
+    """(unit, retry) of a data file; None for any other name."""
+    found = _DATA_NAME.fullmatch(name)
+    return (int(found[1]), int(found[2] or 0)) if found else None
+
+
+def parse_error_name(name: str) -> tuple[int, int] | None:
+    """(unit, attempt) of an error file; None for any other name."""
+    found = _ERROR_NAME.fullmatch(name)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def expected_keys(unit: Unit, images_per_prompt: int) -> frozenset[RequestKey]:
+    """The requests that a unit must account for."""
+    positions = range(unit.first_position, unit.first_position + unit.num_rows)
+    keys = frozenset(itertools.product(positions, range(images_per_prompt)))
+    return keys if unit.only is None else keys & unit.only
+
+
+class ContentHash:
+    """A hash of rows that does not depend on row groups, compression or who made them."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def update(self, batch: pa.RecordBatch) -> None:
+        names = [name for name in batch.schema.names if name not in UNHASHED]
+        for row in batch.select(names).to_pylist():
+            self._sha256.update(json.dumps(row, default=_canonical, sort_keys=True).encode())
+            self._sha256.update(b"\n")
+
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()
+
+
+def row_groups(rows: Iterable[dict[str, Any]], schema: pa.Schema, max_bytes: int) -> Iterator[pa.RecordBatch]:
+    """The rows in batches of at most so many bytes (one row at least). Rows are let go as they are taken."""
+    waiting: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        added = approximate_bytes(row) + _ROW_OVERHEAD_BYTES
+        if waiting and size + added > max_bytes:
+            yield pa.RecordBatch.from_pylist(waiting, schema=schema)
+            waiting, size = [], 0
+        waiting.append(row)
+        size += added
+    if waiting:
+        yield pa.RecordBatch.from_pylist(waiting, schema=schema)
+
+
+class UnitFile:
+    """A Parquet file in memory: small columns compressed, images as they are, page index written."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._sink = io.BytesIO()
+        leaves = [path for path in _leaf_paths(schema) if path != IMAGE_BYTES]
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            schema,
+            compression={**dict.fromkeys(leaves, "zstd"), IMAGE_BYTES: "none"},
+            use_dictionary=leaves,
+            write_statistics=leaves,
+            write_page_index=True,
+        )
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add one row group."""
+        self._writer.write_batch(batch, row_group_size=batch.num_rows)
+
+    def finish(self, metadata: Mapping[str, str]) -> bytes:
+        self._writer.add_key_value_metadata(dict(metadata))
+        self._writer.close()
+        return self._sink.getvalue()
+
+
+def drain(rows: deque[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows, each let go as soon as it is given out."""
+    while rows:
+        yield rows.popleft()
+
+
+def read_unit_footer(file: BinaryIO, name: str) -> UnitFooter:
+    """The footer of a data file; StorageError where it is not one."""
+    try:
+        return UnitFooter.from_metadata(pq.read_metadata(file).metadata or {})
+    except (pa.ArrowException, KeyError, ValueError, EOFError) as error:
+        raise StorageError(
+            f"{name} is not a readable unit of this dataset; `python -m jobs.verify OUTPUT --repair` names what to make again."
+        ) from error
+
+
+def _canonical(value: Any) -> str:
+    """Values that JSON lacks, as text that depends on the value alone."""
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta | decimal.Decimal):
+        return str(value)
+    raise TypeError(f"a value of type {type(value).__name__} cannot be hashed")
+
+
+def _leaf_paths(schema: pa.Schema) -> list[str]:
+    """Parquet's paths of the leaf columns, as the writer names them."""
+    sink = io.BytesIO()
+    pq.write_table(schema.empty_table(), sink)
+    parquet = pq.ParquetFile(sink).schema
+    return [parquet.column(at).path for at in range(len(parquet))]

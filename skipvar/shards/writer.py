@@ -1,0 +1,239 @@
+"""A unit's images and failures become its files; the data file's appearance is the unit's only commit."""
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from skipvar.config import RunConfig, StorageConfig
+from skipvar.errors import StorageError
+from skipvar.shards.encode import encode_image
+from skipvar.shards.schema import dataset_schema, error_schema, own_names
+from skipvar.shards.storage import Storage, open_storage
+from skipvar.shards.unitfile import (
+    ContentHash,
+    UnitFile,
+    UnitFooter,
+    data_name,
+    drain,
+    error_name,
+    expected_keys,
+    read_unit_footer,
+    row_groups,
+)
+from skipvar.types import Failure, Image, RequestKey, Unit, UnitReport
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """What is the same for all units of a run; small and picklable."""
+
+    output: str
+    """A folder or `s3://bucket/prefix`, with no placeholders left in it."""
+    storage: StorageConfig
+    image_format: str
+    model: str
+    fingerprint: str
+    policy: str
+    columns: bytes
+    """The user's own columns: a serialised Arrow schema."""
+    images_per_prompt: int
+    max_row_group_bytes: int
+
+    @classmethod
+    def of(cls, config: RunConfig, columns: pa.Schema, *, output: str, fingerprint: str, policy: str) -> "DatasetSpec":
+        """`columns` is the plan's; `output` the resolved location; `policy` the policy's name for the rows."""
+        return cls(
+            output=output,
+            storage=config.storage,
+            image_format=config.output.image_format,
+            model=config.model.name,
+            fingerprint=fingerprint,
+            policy=policy,
+            columns=columns.serialize().to_pybytes(),
+            images_per_prompt=config.sampling.images_per_prompt,
+            max_row_group_bytes=config.output.max_row_group_bytes,
+        )
+
+    def own_columns(self) -> pa.Schema:
+        return pa.ipc.read_schema(pa.py_buffer(self.columns))
+
+
+class UnitWriter:
+    """Gathers one unit and publishes it. `add` may be called from several threads at once, `publish` once, after them."""
+
+    def __init__(
+        self, unit: Unit, spec: DatasetSpec, replica: str, attempt: int, storage: Storage | None = None
+    ) -> None:
+        """`storage`: an open one at `spec.output`, to spare opening another."""
+        self._unit = unit
+        self._spec = spec
+        self._replica = replica
+        self._attempt = attempt
+        self._storage = storage or open_storage(spec.output, spec.storage)
+        self._columns = spec.own_columns()
+        self._names = own_names(self._columns.names)
+        self._rows: dict[RequestKey, dict[str, Any]] = {}
+        self._failures: dict[RequestKey, Failure] = {}
+        self._strategies: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+
+    def add(self, item: Image | Failure) -> None:
+        """Take a result; encodes an image here, in the caller's thread."""
+        if isinstance(item, Failure):
+            with self._lock:
+                self._check_new(item.key)
+                self._failures[item.key] = item
+            return
+        row = self._row(item)
+        with self._lock:
+            self._check_new(item.request.key)
+            self._rows[item.request.key] = row
+            self._strategies[item.strategy] += 1
+
+    def publish(self) -> UnitReport:
+        """Write the errors, then the data file, unless another worker published the unit: that is success too.
+
+        Raises `StorageError`; nothing of the unit is visible under `data/` then.
+        """
+        expected = expected_keys(self._unit, self._spec.images_per_prompt)
+        made = self._rows.keys() | self._failures.keys()
+        assert made == expected, f"unit {self._unit.index}: {len(expected ^ made)} requests are missing or too many"
+        name = data_name(self._unit.index, self._unit.retry)
+        num_failures = len(self._failures)
+        errors = self._publish_errors() if self._failures else None
+        data, footer = self._data_file(errors, num_failures)
+        there = not self._storage.put_if_absent(name, data)
+        published = self._published(name) if there else footer
+        same = published.content_hash == footer.content_hash
+        strategies = dict(self._strategies) if same else self._published_strategies(name)
+        if not same:
+            logger.warning("%s was published by another worker with other content", name)
+        return UnitReport(
+            unit=self._unit.index,
+            num_images=published.rows,
+            num_failures=published.error_rows,
+            num_bytes=len(data),
+            content_hash=published.content_hash,
+            already_there=there,
+            same_content=same,
+            strategies=strategies,
+            seconds=time.monotonic() - self._started,
+        )
+
+    def _check_new(self, key: RequestKey) -> None:
+        assert key not in self._rows and key not in self._failures, f"request {key} ended twice"
+
+    def _row(self, image: Image) -> dict[str, Any]:
+        request, spec = image.request, self._spec
+        height, width, _ = image.pixels.shape
+        return {
+            "id": request.id,
+            "position": request.position,
+            "image_index": request.image_index,
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "seed": request.seed,
+            "image": {
+                "bytes": encode_image(image.pixels, spec.image_format),
+                "path": f"{request.position:012d}-{request.image_index}.{spec.image_format}",
+            },
+            "width": width,
+            "height": height,
+            "format": spec.image_format,
+            "strategy": image.strategy,
+            "policy": spec.policy,
+            "probe_sobel_change": image.probe.sobel_change if image.probe else None,
+            "probe_fft_high_frequency_ratio": image.probe.fft_high_frequency_ratio if image.probe else None,
+            "strategy_scores": None if image.strategy_scores is None else dict(image.strategy_scores),
+            "cfg": list(request.cfg),
+            "tau": list(request.tau),
+            "top_k": request.top_k,
+            "top_p": request.top_p,
+            "aspect_ratio": request.aspect_ratio,
+            "scales_run": image.scales_run,
+            "cost_share": image.cost_share,
+            "audit_ssim": image.audit_ssim,
+            "model": spec.model,
+            "fingerprint": spec.fingerprint,
+            "unit": self._unit.index,
+            "replica": self._replica,
+            "created_at": datetime.now(UTC),
+            "engine_seconds": image.engine_seconds,
+            **self._own(request.columns),
+        }
+
+    def _error_row(self, failure: Failure) -> dict[str, Any]:
+        return {
+            "position": failure.position,
+            "image_index": failure.image_index,
+            "id": failure.id,
+            "unit": self._unit.index,
+            "seed": failure.seed,
+            "prompt": failure.prompt,
+            "error_class": failure.error_class,
+            "message": failure.message.encode("utf-8", "replace").decode(),
+            "attempts": failure.attempts,
+            **self._own(failure.columns),
+        }
+
+    def _own(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        return {stored: columns.get(name) for name, stored in self._names.items()}
+
+    def _publish_errors(self) -> str:
+        """Write the error file under the first free attempt number: one of a dead run may have been left behind."""
+        schema = error_schema(self._columns)
+        file = UnitFile(schema)
+        rows = deque(self._error_row(self._failures[key]) for key in sorted(self._failures))
+        for batch in row_groups(drain(rows), schema, self._spec.max_row_group_bytes):
+            file.write(batch)
+        data = file.finish({"skipvar.unit": str(self._unit.index), "skipvar.fingerprint": self._spec.fingerprint})
+        attempt = max(1, self._attempt)
+        while not self._storage.put_if_absent(error_name(self._unit.index, attempt), data):
+            attempt += 1
+        return error_name(self._unit.index, attempt)
+
+    def _data_file(self, errors: str | None, num_failures: int) -> tuple[bytes, UnitFooter]:
+        schema = dataset_schema(self._columns)
+        file, content = UnitFile(schema), ContentHash()
+        keys = sorted(self._rows)
+        rows = deque(self._rows.pop(key) for key in keys)
+        for batch in row_groups(drain(rows), schema, self._spec.max_row_group_bytes):
+            content.update(batch)
+            file.write(batch)
+        footer = UnitFooter(
+            unit=self._unit.index,
+            retry=self._unit.retry,
+            rows=len(keys),
+            content_hash=content.hexdigest(),
+            fingerprint=self._spec.fingerprint,
+            errors=errors,
+            error_rows=num_failures,
+            retried=self._unit.only if self._unit.retry else None,
+        )
+        return file.finish(footer.to_metadata()), footer
+
+    def _published(self, name: str) -> UnitFooter:
+        with self._storage.open(name) as file:
+            footer = read_unit_footer(file, f"{self._storage.uri}/{name}")
+        if footer.fingerprint != self._spec.fingerprint:
+            raise StorageError(
+                f"{self._storage.uri}/{name} belongs to a run with fingerprint {footer.fingerprint}, not "
+                f"{self._spec.fingerprint}; give each run an output of its own."
+            )
+        return footer
+
+    def _published_strategies(self, name: str) -> dict[str, int]:
+        with self._storage.open(name) as file:
+            column = pq.read_table(file, columns=["strategy"]).column("strategy")
+        return dict(Counter(column.to_pylist()))
