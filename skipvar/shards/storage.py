@@ -168,7 +168,7 @@ class LocalStorage:
             temporary = self._write_temporary(data)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(temporary, path)
+                temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
             _sync_folder(path.parent)

@@ -1,0 +1,107 @@
+"""Weights and policies from S3, fetched once a node, however many processes ask at once."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from skipvar.config import StorageConfig
+from skipvar.errors import StorageError
+from skipvar.shards.storage import Entry, NotFoundError, Storage, explain_os_error, open_storage
+
+_COPY_BYTES = 4 << 20
+
+
+def fetch(uri: str, cache_dir: str | Path, sha256: str | None = None, config: StorageConfig | None = None) -> Path:
+    """A local path with the file or folder at `uri`: local paths as they are, `s3://` ones from a cache under `cache_dir`.
+
+    The cache's key holds the objects' ETags, so a changed object is fetched anew. `sha256`, where given, is checked: a file's
+    own, or a folder's `tree_sha256`. `StorageError` where it differs; `NotFoundError` where nothing is there.
+    """
+    if not uri.startswith("s3://"):
+        path = Path(uri)
+        if sha256 is not None:
+            _check(path, sha256, uri)
+        return path
+    bucket, _, key = uri.removeprefix("s3://").rstrip("/").partition("/")
+    storage = open_storage(f"s3://{bucket}", config or StorageConfig())
+    entries = _entries(storage, key, uri)
+    identity = "\n".join([uri, *(f"{entry.name} {entry.size} {entry.version}" for entry in entries)])
+    folder = Path(cache_dir) / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    target = folder / (key.rpartition("/")[2] or bucket)
+    try:
+        if not target.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder / ".lock"):
+                if not target.exists():  # another process may have fetched it while this one waited
+                    _download(storage, entries, key, target, sha256, uri)
+    except OSError as error:
+        raise explain_os_error(error, f"fetch {uri} to {target}") from error
+    return target
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_sha256(path: Path) -> str:
+    """The SHA-256 over the lines `<relative name> <file's SHA-256>` of a folder's files, sorted by name."""
+    files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256("".join(f"{name} {file_sha256(file)}\n" for name, file in files).encode()).hexdigest()
+
+
+def _entries(storage: Storage, key: str, uri: str) -> list[Entry]:
+    """The object itself, or the objects of the folder."""
+    found = [entry for entry in storage.list(key) if entry.name == key or entry.name.startswith(f"{key}/")]
+    exact = [entry for entry in found if entry.name == key]
+    entries = exact or [entry for entry in found if not entry.name.endswith("/")]
+    if not entries:
+        raise NotFoundError(f"Cannot fetch {uri}: there is no such object or folder.")
+    return entries
+
+
+def _download(storage: Storage, entries: list[Entry], key: str, target: Path, sha256: str | None, uri: str) -> None:
+    """Fetch everything beside the target, check it, and put it in place at once."""
+    temporary = target.with_name(f".{uuid.uuid4().hex}")
+    try:
+        for entry in entries:
+            inside = entry.name.removeprefix(key).lstrip("/")
+            path = temporary / inside if inside else temporary
+            assert path.resolve().is_relative_to(temporary.resolve()), entry.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with storage.open(entry.name) as source, path.open("wb") as copy:
+                shutil.copyfileobj(source, copy, _COPY_BYTES)
+        if sha256 is not None:
+            _check(temporary, sha256, uri)
+        temporary.rename(target)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _check(path: Path, sha256: str, uri: str) -> None:
+    try:
+        found = tree_sha256(path) if path.is_dir() else file_sha256(path)
+    except OSError as error:
+        raise explain_os_error(error, f"read {path}") from error
+    if found != sha256.lower():
+        raise StorageError(f"{uri} has SHA-256 {found}, not {sha256}; fetch the right version or correct the expected hash.")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """An exclusive lock among this node's processes; the kernel frees it when its holder dies."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

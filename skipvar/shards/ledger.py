@@ -1,0 +1,248 @@
+"""What stands of a run in its output: what it is (`_run.json`), which units are done, which requests failed, how it ended."""
+
+import hashlib
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from skipvar.errors import ConfigError, StorageError
+from skipvar.shards.card import dataset_card
+from skipvar.shards.lease import Lease, LeaseHeldError, acquire
+from skipvar.shards.prompts import Plan
+from skipvar.shards.schema import SCHEMA_VERSION
+from skipvar.shards.storage import Entry, NotFoundError, Storage
+from skipvar.shards.unitfile import (
+    DATA,
+    ERRORS,
+    UnitFooter,
+    data_name,
+    parse_data_name,
+    parse_error_name,
+    read_unit_footer,
+)
+from skipvar.types import RequestKey, Unit
+
+__all__ = ["FailedUnit", "Lease", "LeaseHeldError", "Ledger", "Run", "acquire", "fingerprint"]
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "_run.json"
+SUCCESS_FILE = "_SUCCESS"
+CARD_FILE = "README.md"
+FINGERPRINT_DIGITS = 16
+_FOOTER_THREADS = 16
+
+State = Literal["running", "finished", "finished_with_errors", "stopped"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """An output that was opened for work."""
+
+    fingerprint: str
+    is_resumed: bool
+    """The output held this run already."""
+    record: dict[str, Any]
+    """What `_run.json` holds."""
+
+
+@dataclass(frozen=True)
+class FailedUnit:
+    """A unit with error rows that count."""
+
+    unit: int
+    keys: frozenset[RequestKey]
+    """The requests that have no image yet."""
+    next_retry: int
+
+
+def fingerprint(parts: Mapping[str, Any]) -> str:
+    """The hash of all that changes pixels or rows: 16 hex digits of SHA-256 over canonical JSON and the schema version."""
+    text = json.dumps({**parts, "schema_version": SCHEMA_VERSION}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+
+
+class Ledger:
+    """The books of one output. Every trouble with the storage is a `StorageError`."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def read_run(self) -> dict[str, Any] | None:
+        """The record of the run in this output; None if there is none. Its `resolved` values hold for a resumed run."""
+        try:
+            record = json.loads(self._storage.read(RUN_FILE))
+        except NotFoundError:
+            return None
+        except ValueError as error:
+            raise StorageError(f"{self._storage.uri}/{RUN_FILE} is not valid JSON; give another output.") from error
+        if not isinstance(record, dict) or not {"fingerprint", "parts", "input"} <= record.keys():
+            raise StorageError(f"{self._storage.uri}/{RUN_FILE} is not the record of a run; give another output.")
+        return record
+
+    def open_run(
+        self,
+        parts: Mapping[str, Any],
+        config: Mapping[str, Any],
+        versions: Mapping[str, Any],
+        identity: Mapping[str, Any],
+        resolved: Mapping[str, Any],
+    ) -> Run:
+        """Begin a run in this output, or go on with the one that is there.
+
+        `parts` is all that changes pixels or rows and makes the fingerprint; `identity` the plan's. A `ConfigError` lists what
+        differs from the run that is there and says what to do.
+        """
+        self._storage.probe()
+        record = {
+            "fingerprint": fingerprint(parts),
+            "state": "running",
+            "schema_version": SCHEMA_VERSION,
+            "parts": _plain(parts),
+            "input": _plain(identity),
+            "resolved": _plain(resolved),
+            "config": _plain(config),
+            "versions": _plain(versions),
+            "created_at": _now(),
+        }
+        present = self.read_run()
+        if present is None:
+            self._refuse_foreign_data()
+            if self._storage.put_if_absent(RUN_FILE, _json(record)):
+                return Run(record["fingerprint"], False, record)
+            present = self.read_run()  # another run began at the same moment
+        assert present is not None
+        self._refuse_differences(present, record)
+        present = {**present, "state": "running", "resumed_at": _now(), "ended_at": None}
+        self._storage.replace(RUN_FILE, _json(present))
+        return Run(record["fingerprint"], True, present)
+
+    def done_units(self) -> dict[int, Entry]:
+        """The units that are published, by one listing of `data/`."""
+        done = {}
+        for entry in self._storage.list(DATA):
+            parsed = parse_data_name(entry.name)
+            if parsed and parsed[1] == 0:
+                done[parsed[0]] = entry
+        return done
+
+    def failed_requests(self) -> Iterator[FailedUnit]:
+        """The units with error rows that count, with these rows' requests. One listing each of `data/` and `errors/`; reads
+        the footers and error files of units that have any."""
+        suspects = {parsed[0] for entry in self._storage.list(ERRORS) if (parsed := parse_error_name(entry.name))}
+        retries: dict[int, list[int]] = defaultdict(list)
+        for entry in self._storage.list(DATA):
+            parsed = parse_data_name(entry.name)
+            if parsed and parsed[0] in suspects:
+                retries[parsed[0]].append(parsed[1])
+        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+            for failed in pool.map(lambda unit: self._failed_unit(unit, sorted(retries[unit])), sorted(retries)):
+                if failed.keys:
+                    yield failed
+
+    def retry_units(self, plan: Plan) -> Iterator[Unit]:
+        """The units to hand out for `retry_errors`: only the requests that failed, published beside the unit."""
+        for failed in self.failed_requests():
+            unit = plan.unit(failed.unit)
+            yield Unit(
+                index=unit.index,
+                first_position=unit.first_position,
+                num_rows=unit.num_rows,
+                slices=unit.slices,
+                only=failed.keys,
+                retry=failed.next_retry,
+            )
+
+    def num_errors(self) -> int:
+        """The error rows that count."""
+        return sum(len(failed.keys) for failed in self.failed_requests())
+
+    def finish(self, state: State, counts: Mapping[str, Any]) -> None:
+        """Record how the run ended; at a whole dataset also the card and, last of all, `_SUCCESS`."""
+        record = self.read_run()
+        if record is None:
+            raise StorageError(
+                f"{self._storage.uri}/{RUN_FILE} vanished during the run; look at who else uses this output."
+            )
+        record |= {"state": state, "counts": _plain(counts), "ended_at": _now()}
+        is_whole = state in ("finished", "finished_with_errors")
+        if is_whole:
+            self._storage.replace(CARD_FILE, dataset_card(record).encode())
+        self._storage.replace(RUN_FILE, _json(record))
+        if is_whole:
+            self._storage.replace(SUCCESS_FILE, _json({"state": state, "counts": _plain(counts)}))
+
+    def _failed_unit(self, unit: int, retries: list[int]) -> FailedUnit:
+        keys: frozenset[RequestKey] = frozenset()
+        for retry in retries:
+            name = data_name(unit, retry)
+            with self._storage.open(name) as file:
+                footer = read_unit_footer(file, f"{self._storage.uri}/{name}")
+            keys = (keys - (footer.retried or frozenset())) | self._error_keys(footer)
+        return FailedUnit(unit, keys, max(retries, default=0) + 1)
+
+    def _error_keys(self, footer: UnitFooter) -> frozenset[RequestKey]:
+        if footer.errors is None:
+            return frozenset()
+        try:
+            with self._storage.open(footer.errors) as file:
+                table = pq.read_table(file, columns=["position", "image_index"])
+        except pa.ArrowException as error:
+            raise StorageError(f"{self._storage.uri}/{footer.errors} is not a readable Parquet file.") from error
+        return frozenset(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+    def _refuse_foreign_data(self) -> None:
+        if next(self._storage.list(DATA), None) is not None:
+            raise ConfigError(
+                f"{self._storage.uri} has a data/ folder but no {RUN_FILE}, so it is no dataset of this program; give another output."
+            )
+
+    def _refuse_differences(self, present: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        old = {**present["parts"], "input": present["input"], "schema_version": present.get("schema_version")}
+        new = {**record["parts"], "input": record["input"], "schema_version": record["schema_version"]}
+        changes = list(_differences(old, new))
+        if changes:
+            raise ConfigError(
+                f"{self._storage.uri} holds a run that was made otherwise: {'; '.join(changes[:20])}. "
+                "Go back to the old values to resume it, or give another output.path for the new ones."
+            )
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """`key: old -> new` for every leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*old, *new]):
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+    elif isinstance(old, list) and isinstance(new, list) and any(isinstance(item, dict) for item in [*old, *new]):
+        for at in range(max(len(old), len(new))):
+            pair = [items[at] if at < len(items) else None for items in (old, new)]
+            name = next((item["name"] for item in pair if isinstance(item, dict) and "name" in item), at)
+            yield from _differences(pair[0], pair[1], f"{key}[{name}]")
+    elif old != new:
+        yield f"{key}: {_shown(old)} -> {_shown(new)}"
+
+
+def _shown(value: Any) -> str:
+    text = "(none)" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _plain(value: Any) -> Any:
+    """The value as it comes back from JSON, so that comparisons see no difference between a tuple and a list."""
+    return json.loads(json.dumps(value))
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
