@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +56,15 @@ class ImageState:
     def is_guided(self) -> bool:
         return any(cfg != 1 for cfg in self.request.cfg)
 
+    def token_forwards(self) -> tuple[int, int]:
+        """Tokens that go through the transformer, both branches counted: under its strategy, and under `base`."""
+        assert self.strategy is not None
+        num_scales = self.schedule.num_scales
+        tokens = [self.schedule.num_tokens(scale) for scale in range(num_scales)]
+        base = make_strategy("base", num_scales)
+        run, full = (strategy.token_forwards(tokens, guided=self.is_guided) for strategy in (self.strategy, base))
+        return run, full
+
 
 def start_image(pipeline: Pipeline, request: Request, rules: SamplingRules) -> ImageState:
     """Encodes an image's text and seeds its stream. Raises `RowError` for a ratio that the model lacks."""
@@ -74,7 +84,7 @@ def start_image(pipeline: Pipeline, request: Request, rules: SamplingRules) -> I
 def encode_branches(
     pipeline: Pipeline, features: Tensor, negative: Tensor | None, *, is_guided: bool
 ) -> tuple[TextState, ...]:
-    """Text states of one image from features `(tokens, text_width)`; the unconditional text is as long as the prompt."""
+    """Text states of one image from features `(tokens, text_width)`; the unconditional one is as long as the prompt."""
     transformer = pipeline.transformer
     rows = [features]
     if is_guided:
@@ -179,8 +189,8 @@ def run_scales(
     """Runs a batch from its scale on, in these modes (of all K scales), up to their end or the first skipped one.
 
     The last scale that runs is not written to the cache unless `keep_last`: more scales follow elsewhere. `keep_sums`
-    names scales whose running sum is kept in `batch.history`. `forced_bits[scale]: (size, L, d)` replace the sampled bits
-    (which are drawn all the same).
+    names scales whose running sum is kept in `batch.history`. `forced_bits[scale]: (size, L, d)` replace the sampled
+    bits (which are drawn all the same).
     """
     num_run = sum(mode is not Mode.SKIPPED for mode in modes)
     for scale in range(batch.scale, num_run):
@@ -304,19 +314,17 @@ def generate_one(
     return finished_image(image, pixels)
 
 
-def finished_image(image: ImageState, pixels: "torch.Tensor | object") -> Image:
-    """The result of an image whose scales have all run."""
+def finished_image(image: ImageState, pixels: np.ndarray) -> Image:
+    """The result of an image whose scales have all run; `pixels: (H, W, 3)` uint8."""
     assert image.strategy is not None
-    tokens = [image.schedule.num_tokens(scale) for scale in range(image.schedule.num_scales)]
-    base = make_strategy("base", image.schedule.num_scales)
-    cost = image.strategy.token_forwards(tokens, guided=image.is_guided)
+    run, base = image.token_forwards()
     return Image(
         request=image.request,
-        pixels=pixels,  # type: ignore[arg-type]
+        pixels=pixels,
         strategy=image.strategy.name,
         probe=image.probe,
         strategy_scores=image.scores,
         scales_run=image.strategy.num_scales_run,
-        cost_share=cost / base.token_forwards(tokens, guided=image.is_guided),
+        cost_share=run / base,
         engine_seconds=image.seconds,
     )

@@ -21,7 +21,7 @@ State = dict[str, Tensor]
 
 
 def read_state(path: Path) -> State:
-    """All tensors of a `.pth`, `.pt` or `.bin` file, a safetensors file, or a (sharded) folder, by their names there."""
+    """All tensors of a `.pth`, `.pt`, `.bin` or safetensors file, or a (sharded) folder, by their names there."""
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
@@ -201,7 +201,7 @@ def load_into(module: nn.Module, state: State, source: str) -> None:
 
 
 def fit_unconditional_text(state: State, num_rows: int) -> None:
-    """Cuts the learned unconditional text to the configured length, as upstream does; a shorter one is refused later."""
+    """Cuts the learned unconditional text to the configured length, as upstream does; a shorter one is refused."""
     table = state.get("unconditional_text")
     if table is not None and table.ndim == 2 and len(table) > num_rows:
         state["unconditional_text"] = table[:num_rows]

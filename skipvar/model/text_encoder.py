@@ -46,6 +46,6 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, prompt: str) -> Tensor:
-        """Last hidden state `(tokens, text_width)` float32, the end token kept; cut at `max_tokens` as upstream does."""
+        """Last hidden state `(tokens, text_width)` float32, the end token kept; cut at `max_tokens`, as upstream."""
         ids = self.tokenizer(prompt, truncation=True, max_length=self.max_tokens, return_tensors="pt").input_ids
         return self.encoder(input_ids=ids.to(self.encoder.device)).last_hidden_state[0].float()

@@ -169,7 +169,7 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Runs all blocks on one scale: `x: (n, L, C)` float32 -> `(n, L, C)` float32.
 
-        `guidance_after_block` mixes the halves after these blocks (section 8); `write` keeps the scale's keys and values.
+        `guidance_after_block` mixes the halves after these blocks (section 8); `write` keeps this scale in the cache.
         """
         for index, block in enumerate(self._blocks()):
 
@@ -188,7 +188,11 @@ class Transformer(nn.Module):
 
         The text may have more rows than `x`: the first ones count.
         """
-        scale, shift = text.head_modulation[: len(x), :, None].unbind(1)
+        return self.head_logits(x, text.head_modulation[: len(x)])
+
+    def head_logits(self, x: Tensor, head_modulation: Tensor) -> Tensor:
+        """`logits` with the modulation `(n, 2, C)` given: scale, then shift."""
+        scale, shift = head_modulation[:, :, None].unbind(1)
         return self.head(layer_norm(x) * (1 + scale) + shift).float()
 
     def forward_teacher_forced(

@@ -40,6 +40,11 @@ class Policy(Protocol):
     def needs_probe(self) -> bool: ...
 
     @property
+    def known_strategy(self) -> str | None:
+        """The strategy of every image, where it is known before the image starts."""
+        ...
+
+    @property
     def decision_scale(self) -> int | None:
         """Index of the scale after which it decides; None: the schedule has no room for that, everything is `base`."""
         ...
@@ -69,6 +74,10 @@ class FixedPolicy:
     def content_hash(self) -> str:
         return self.name
 
+    @property
+    def known_strategy(self) -> str:
+        return self.strategy
+
     def decide(self, request: Request, probe: Probe | None) -> Decision:  # noqa: ARG002
         return Decision(self.strategy)
 
@@ -79,6 +88,7 @@ class SpreadPolicy:
 
     decision_scale: int | None
     grid_scale: int = DEFAULT_GRID_SCALE
+    known_strategy: None = None
     name: str = "spread"
     content_hash: str = "spread"
     needs_probe: bool = True
@@ -121,6 +131,7 @@ class LogisticPolicy:
     skip: LogisticStage
     uncond: LogisticStage
     needs_probe: bool = True
+    known_strategy: None = None
 
     def decide(self, request: Request, probe: Probe | None) -> Decision:  # noqa: ARG002
         assert probe is not None
