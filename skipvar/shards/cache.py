@@ -17,10 +17,10 @@ _COPY_BYTES = 4 << 20
 
 
 def fetch(uri: str, cache_dir: str | Path, sha256: str | None = None, config: StorageConfig | None = None) -> Path:
-    """A local path with the file or folder at `uri`: local paths as they are, `s3://` ones from a cache under `cache_dir`.
+    """A local path with the file or folder at `uri`: local ones as they are, `s3://` ones from a cache in `cache_dir`.
 
-    The cache's key holds the objects' ETags, so a changed object is fetched anew. `sha256`, where given, is checked: a file's
-    own, or a folder's `tree_sha256`. `StorageError` where it differs; `NotFoundError` where nothing is there.
+    The cache's key holds the objects' ETags, so a changed object is fetched anew. `sha256`, where given, is checked:
+    a file's own, or a folder's `tree_sha256`. `StorageError` where it differs; `NotFoundError` where nothing is there.
     """
     if not uri.startswith("s3://"):
         path = Path(uri)
@@ -93,7 +93,7 @@ def _check(path: Path, sha256: str, uri: str) -> None:
     except OSError as error:
         raise explain_os_error(error, f"read {path}") from error
     if found != sha256.lower():
-        raise StorageError(f"{uri} has SHA-256 {found}, not {sha256}; fetch the right version or correct the expected hash.")
+        raise StorageError(f"{uri} has SHA-256 {found}, not {sha256}; use the right version or correct the hash.")
 
 
 @contextmanager

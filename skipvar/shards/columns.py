@@ -8,13 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from skipvar.errors import RowError
-from skipvar.shards.schema import storable_columns
+from skipvar.shards.schema import JSON_TEXT
 
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _INT64 = range(-(2**63), 2**63)
-JSON_TEXT = {b"skipvar": b"json"}
-"""Metadata of a jsonl column whose values have no common type: each is kept as its JSON text."""
 
 
 def parse_json(line: bytes) -> dict[str, Any]:
@@ -29,7 +27,7 @@ def parse_json(line: bytes) -> dict[str, Any]:
 
 
 def infer_csv(header: Sequence[str], records: Sequence[list[str]], own: Sequence[str]) -> pa.Schema:
-    """Types of a csv file's own columns: int64, float64, bool or string, whichever all of the first rows' values are."""
+    """Types of a csv file's own columns: int64, float64, bool or string, as all the first rows' values are."""
     fields = []
     for name in own:
         at = header.index(name)
@@ -38,7 +36,7 @@ def infer_csv(header: Sequence[str], records: Sequence[list[str]], own: Sequence
     return pa.schema(fields)
 
 
-def infer_json(rows: Sequence[dict[str, Any]], own: Sequence[str], origin: str) -> pa.Schema:
+def infer_json(rows: Sequence[dict[str, Any]], own: Sequence[str]) -> pa.Schema:
     """Types of a jsonl file's own columns, nested ones too; a column without a common type is kept as JSON text."""
     fields = []
     for name in own:
@@ -50,7 +48,7 @@ def infer_json(rows: Sequence[dict[str, Any]], own: Sequence[str], origin: str) 
             fields.append(pa.field(name, pa.string(), metadata=JSON_TEXT))
         else:
             fields.append(pa.field(name, kind))
-    return storable_columns(fields, origin)
+    return pa.schema(fields)
 
 
 def fit_csv(text: str, field: pa.Field) -> Any:
@@ -112,11 +110,13 @@ def _fit(value: Any, kind: pa.DataType, column: str) -> Any:
 
 
 def _csv_type(values: Sequence[str]) -> pa.DataType:
-    if values and all(_INTEGER.fullmatch(value) and int(value) in _INT64 for value in values):
+    if not values:
+        return pa.null()
+    if all(_INTEGER.fullmatch(value) and int(value) in _INT64 for value in values):
         return pa.int64()
-    if values and all(_DECIMAL.fullmatch(value) for value in values):
+    if all(_DECIMAL.fullmatch(value) for value in values):
         return pa.float64()
-    if values and all(value.lower() in ("true", "false") for value in values):
+    if all(value.lower() in ("true", "false") for value in values):
         return pa.bool_()
     return pa.string()
 

@@ -41,7 +41,7 @@ class Inputs:
         self._buckets: dict[str, Storage] = {}
 
     def find(self, path: Any) -> list[InputFile]:
-        """The files that `input.path` names, in its order; those of one glob are sorted. `InputError` where there is none."""
+        """The files that `input.path` names, in its order, those of a glob sorted. `InputError` where there is none."""
         patterns = [path] if isinstance(path, str) else path
         if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) and p for p in patterns):
             raise InputError(f"input.path must be a file, a glob or a list of these, not {path!r}.")
@@ -76,7 +76,7 @@ class Inputs:
         bucket, _, key = pattern.removeprefix("s3://").partition("/")
         if not key:
             raise InputError(
-                f"input.path: {pattern} is a whole bucket; give a file in it or a glob, such as {pattern.rstrip('/')}/*.parquet."
+                f"input.path: {pattern} is a bucket; give a file or a glob, such as {pattern.rstrip('/')}/*.parquet."
             )
         wild = _GLOB.search(key)
         try:
@@ -113,7 +113,7 @@ def _expand_local(pattern: str) -> Iterator[tuple[str, int, str]]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether an S3 key matches a glob as a local path would: `*` stays within a folder, `**` goes through any number."""
+    """Whether an S3 key matches a glob as a path would: `*` stays within a folder, `**` goes through any number."""
     return _segments_match(name.split("/"), pattern.split("/"))
 
 

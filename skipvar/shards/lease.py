@@ -74,8 +74,8 @@ class Lease:
 def acquire(storage: Storage, stale_seconds: float, sleep: Callable[[float], None] = time.sleep) -> Lease:
     """Take the lease of an output, waiting at most one stale period for another run that holds it.
 
-    Where the other's heartbeat does not change for a whole stale period, it is dead and its lease is taken over; where it
-    changes, `LeaseHeldError` names host and age at the end of the period.
+    Where the other's heartbeat does not change for a whole stale period, it is dead and its lease is taken over; where
+    it changes, `LeaseHeldError` names host and age at the end of the period.
     """
     owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "since": time.time()}
     started = time.monotonic()
@@ -146,7 +146,7 @@ def _content(owner: dict[str, Any], beats: int) -> bytes:
 
 
 def _holder(content: bytes) -> str:
-    """Host, process and age of a lease's owner, for messages. The age is by the two machines' clocks: information only."""
+    """Host, process and age of a lease's owner. The age goes by the two machines' clocks: for messages only."""
     try:
         owner = json.loads(content)
         minutes = max(0.0, time.time() - float(owner["since"])) / 60

@@ -1,4 +1,4 @@
-"""What stands of a run in its output: what it is (`_run.json`), which units are done, which requests failed, how it ended."""
+"""What an output tells of its run: what it is (`_run.json`), which units are done, what failed, how it ended."""
 
 import hashlib
 import json
@@ -65,7 +65,7 @@ class FailedUnit:
 
 
 def fingerprint(parts: Mapping[str, Any]) -> str:
-    """The hash of all that changes pixels or rows: 16 hex digits of SHA-256 over canonical JSON and the schema version."""
+    """The hash of all that changes pixels or rows: 16 hex digits of SHA-256 over canonical JSON."""
     text = json.dumps({**parts, "schema_version": SCHEMA_VERSION}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
 
@@ -98,8 +98,8 @@ class Ledger:
     ) -> Run:
         """Begin a run in this output, or go on with the one that is there.
 
-        `parts` is all that changes pixels or rows and makes the fingerprint; `identity` the plan's. A `ConfigError` lists what
-        differs from the run that is there and says what to do.
+        `parts` is all that changes pixels or rows, and makes the fingerprint; `identity` is the plan's. A `ConfigError`
+        lists what differs from the run that is there and says what to do.
         """
         self._storage.probe()
         record = {
@@ -135,8 +135,10 @@ class Ledger:
         return done
 
     def failed_requests(self) -> Iterator[FailedUnit]:
-        """The units with error rows that count, with these rows' requests. One listing each of `data/` and `errors/`; reads
-        the footers and error files of units that have any."""
+        """The units with error rows that count, with these rows' requests.
+
+        Lists `data/` and `errors/` once; reads the footers and error files of the units that have any.
+        """
         suspects = {parsed[0] for entry in self._storage.list(ERRORS) if (parsed := parse_error_name(entry.name))}
         retries: dict[int, list[int]] = defaultdict(list)
         for entry in self._storage.list(DATA):
@@ -202,7 +204,7 @@ class Ledger:
     def _refuse_foreign_data(self) -> None:
         if next(self._storage.list(DATA), None) is not None:
             raise ConfigError(
-                f"{self._storage.uri} has a data/ folder but no {RUN_FILE}, so it is no dataset of this program; give another output."
+                f"{self._storage.uri} has a data/ folder but no {RUN_FILE}: it is no output of a run; give another one."
             )
 
     def _refuse_differences(self, present: Mapping[str, Any], record: Mapping[str, Any]) -> None:

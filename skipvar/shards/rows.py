@@ -28,8 +28,8 @@ class FileSpec:
 
     format: str
     size: int
-    header: tuple[str, ...] | None = None
-    """Column names of a csv file."""
+    columns: tuple[str, ...] = ()
+    """Column names of a text file, in its order."""
     footer_checksum: int | None = None
     """CRC-32 of a Parquet file's footer."""
 
@@ -174,7 +174,7 @@ class RowReader:
         }
 
     def _id(self, position: int, image_index: int, row: Mapping[str, Any]) -> str:
-        """The user's label as it is, or the position in twelve digits with the image's index where there are several."""
+        """The user's label or the position in twelve digits, with the image's index where there are several."""
         given = row.get(self._spec.id_column)
         text = None if _is_empty(given) else _id_text(given)
         if text is not None:

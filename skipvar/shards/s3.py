@@ -1,4 +1,4 @@
-"""S3 (AWS, MinIO, SeaweedFS ...) as a `Storage`: boto3, one conditional `PutObject` as the commit, patience with an endpoint that is gone."""
+"""S3 (AWS, MinIO, SeaweedFS ...) as a `Storage`: a conditional `PutObject` as commit, patience with a lost endpoint."""
 
 import io
 import logging
@@ -41,20 +41,21 @@ _PASSING_ERRORS = (
     ResponseStreamingError,
 )
 _PASSING_CODES = {
-    "ConditionalRequestConflict", "OperationAborted", "InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout",
-    "Throttling", "ThrottlingException", "TooManyRequests", "RequestTimeoutException", "BadDigest", "IncompleteBody",
+    "ConditionalRequestConflict", "OperationAborted", "InternalError", "ServiceUnavailable", "SlowDown",
+    "Throttling", "ThrottlingException", "TooManyRequests", "RequestTimeout", "RequestTimeoutException",
+    "BadDigest", "IncompleteBody",
 }  # fmt: skip
 _REMEDIES = {
     "NoSuchBucket": "the bucket does not exist; create it or correct the name",
     "AccessDenied": "access denied; give these credentials the right to list, read, write and delete under this prefix",
     "Forbidden": "access denied; give these credentials the right to list, read, write and delete under this prefix",
     "AllAccessDisabled": "access to the bucket is disabled; ask its owner",
-    "InvalidAccessKeyId": "the endpoint does not know this access key; check the AWS credentials of the environment or profile",
-    "SignatureDoesNotMatch": "the secret key is wrong; check the AWS credentials of the environment or profile",
+    "InvalidAccessKeyId": "the endpoint does not know this access key; check the AWS credentials",
+    "SignatureDoesNotMatch": "the secret key is wrong; check the AWS credentials",
     "ExpiredToken": "the credentials have expired; renew them and run the same command again",
     "TokenRefreshRequired": "the credentials have expired; renew them and run the same command again",
     "InvalidToken": "the session token is not valid; renew the credentials and run the same command again",
-    "RequestTimeTooSkewed": "this machine's clock differs too much from the endpoint's; set the clock (NTP) and run again",
+    "RequestTimeTooSkewed": "this machine's clock differs too much from the endpoint's; set the clock (NTP)",
     "PermanentRedirect": "the bucket is in another region; set storage.region",
     "AuthorizationHeaderMalformed": "the bucket is in another region; set storage.region",
     "InvalidBucketName": "the bucket's name is not valid; it has 3 to 63 lower-case letters, digits, dots and hyphens",
@@ -92,8 +93,8 @@ class S3Storage:
         self.delete(name)
         if not first or second:
             raise StorageError(
-                f"The endpoint {self._endpoint} ignores `If-None-Match: *`, so two workers could overwrite each other in {self.uri}; "
-                "use one that honours conditional writes (AWS, a current MinIO or SeaweedFS)."
+                f"The endpoint {self._endpoint} ignores `If-None-Match: *`: two workers could overwrite each other in "
+                f"{self.uri}; use one that honours conditional writes (AWS, a current MinIO or SeaweedFS)."
             )
 
     def _check_bucket(self) -> None:
@@ -151,7 +152,7 @@ class S3Storage:
         return True
 
     def _put(self, name: str, data: bytes, *, absent: bool, patience: float) -> bool:
-        """One whole `PutObject`. A 412 after a cut connection may be our own upload: that is "already there" all the same."""
+        """One whole `PutObject`. A 412 after a cut connection may be our own upload: "already there" all the same."""
         condition = {"IfNoneMatch": "*"} if absent else {}
         try:
             self._call(
@@ -197,7 +198,8 @@ class S3Storage:
     def _explain(self, error: Exception, what: str, seconds: float) -> StorageError:
         if isinstance(error, NoCredentialsError | PartialCredentialsError):
             return StorageError(
-                f"Cannot {what}: no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile or role."
+                f"Cannot {what}: no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "or use a profile or role."
             )
         if _is_passing(error):
             return StorageError(
@@ -258,7 +260,7 @@ def _client(config: StorageConfig) -> Any:
         read_timeout=60,
         tcp_keepalive=True,
         max_pool_connections=32,
-        # The checksums that boto3 adds by default are not understood by every S3 server; TLS and the signature cover the body.
+        # Not every S3 server understands the checksums that boto3 adds by default; the signature covers the body.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"addressing_style": "path"} if config.endpoint_url else None,
@@ -277,7 +279,7 @@ def _code(error: BaseException) -> str:
 
 
 def _is_passing(error: BaseException) -> bool:
-    """Whether the same call may succeed later: connection trouble, an overloaded or restarting server, a conflict (409)."""
+    """Whether the call may succeed later: connection trouble, an overloaded or restarting server, a conflict (409)."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = _code(error)

@@ -13,6 +13,9 @@ SCHEMA_VERSION = 1
 STRATEGIES = ("base", "skip_1", "skip_2", "skip_3", "uncond_1", "uncond_2", "uncond_3")
 """The strategies that a policy may give scores to: the fields of `strategy_scores`."""
 
+JSON_TEXT = {b"skipvar": b"json"}
+"""Metadata of a jsonl column whose values have no common type: each is kept as its JSON text."""
+
 UNHASHED = frozenset({"replica", "created_at", "engine_seconds"})
 """Columns that tell who made a row and when; two workers that make one unit agree on all the others."""
 
@@ -64,9 +67,9 @@ _ERROR = (
 
 
 def dataset_schema(columns: pa.Schema) -> pa.Schema:
-    """The schema of the data files: DESIGN.md's columns, then the user's own under their own names where these are free."""
+    """The data files' schema: DESIGN.md's columns, then the user's own, under their own names where these are free."""
     names = own_names(columns.names)
-    fields = [*(pa.field(*pair) for pair in _OWN), *(field.with_name(names[field.name]) for field in columns)]
+    fields = [*(pa.field(*pair) for pair in _OWN), *(pa.field(names[field.name], field.type) for field in columns)]
     features: dict[str, Any] = {field.name: _feature(field.type) for field in fields}
     features["image"] = {"_type": "Image"}
     return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
@@ -75,14 +78,14 @@ def dataset_schema(columns: pa.Schema) -> pa.Schema:
 def error_schema(columns: pa.Schema) -> pa.Schema:
     """The schema of the error files. The user's columns bear the same names as in the data files."""
     names = own_names(columns.names)
-    fields = [*(pa.field(*pair) for pair in _ERROR), *(field.with_name(names[field.name]) for field in columns)]
+    fields = [*(pa.field(*pair) for pair in _ERROR), *(pa.field(names[field.name], field.type) for field in columns)]
     return pa.schema(
         fields, {"huggingface": json.dumps({"info": {"features": {f.name: _feature(f.type) for f in fields}}})}
     )
 
 
 def own_names(columns: Sequence[str]) -> dict[str, str]:
-    """The name in the dataset of each of the user's columns: its own, or with `input_` before it where that is taken."""
+    """The name in the dataset of each of the user's columns: its own, or with `input_` before it where it is taken."""
     taken = {name for name, _ in (*_OWN, *_ERROR)}
     names: dict[str, str] = {}
     for column in sorted(columns, key=lambda name: name in taken):  # free names first: they stay as they are
@@ -95,7 +98,7 @@ def own_names(columns: Sequence[str]) -> dict[str, str]:
 
 
 def storable_columns(fields: Iterable[pa.Field], origin: str) -> pa.Schema:
-    """The user's columns in types that Parquet, `datasets`, DuckDB and polars all read; `InputError` names one that has none."""
+    """The user's columns in types that all readers know; `InputError` names one that has no such type."""
     result = []
     for field in fields:
         try:
@@ -106,7 +109,8 @@ def storable_columns(fields: Iterable[pa.Field], origin: str) -> pa.Schema:
                 f"{origin}: column '{field.name}' has type {field.type}, which cannot be carried into the dataset; "
                 "leave it out or turn it into text, numbers, lists or structs."
             ) from error
-        result.append(pa.field(field.name, plain))
+        metadata = field.metadata if field.metadata == JSON_TEXT else None
+        result.append(pa.field(field.name, plain, metadata=metadata))
     return pa.schema(result)
 
 
@@ -134,9 +138,10 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 _SIMPLE = {
-    pa.string(): "string", pa.binary(): "binary", pa.bool_(): "bool", pa.float16(): "float16", pa.float32(): "float32",
-    pa.float64(): "float64", pa.int8(): "int8", pa.int16(): "int16", pa.int32(): "int32", pa.int64(): "int64", pa.uint8(): "uint8",
-    pa.uint16(): "uint16", pa.uint32(): "uint32", pa.uint64(): "uint64", pa.date32(): "date32", pa.date64(): "date64",
+    pa.string(): "string", pa.binary(): "binary", pa.bool_(): "bool", pa.date32(): "date32", pa.date64(): "date64",
+    pa.float16(): "float16", pa.float32(): "float32", pa.float64(): "float64",
+    pa.int8(): "int8", pa.int16(): "int16", pa.int32(): "int32", pa.int64(): "int64",
+    pa.uint8(): "uint8", pa.uint16(): "uint16", pa.uint32(): "uint32", pa.uint64(): "uint64",
 }  # fmt: skip
 
 

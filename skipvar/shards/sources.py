@@ -72,13 +72,12 @@ def _changed(part: FileSlice) -> InputError:
 
 
 def _read_txt(inputs: Inputs, part: FileSlice, file: FileSpec) -> Iterator[Row]:
-    assert file.header is not None
     for line in io.BytesIO(_read_bytes(inputs, part)):
         if not line.isspace():
-            yield {file.header[0]: line.decode().rstrip("\r\n")}
+            yield {file.columns[0]: line.decode().rstrip("\r\n")}
 
 
-def _read_jsonl(inputs: Inputs, part: FileSlice, file: FileSpec) -> Iterator[Row]:
+def _read_jsonl(inputs: Inputs, part: FileSlice, _file: FileSpec) -> Iterator[Row]:
     for line in io.BytesIO(_read_bytes(inputs, part)):
         if not line.isspace():
             try:
@@ -88,13 +87,12 @@ def _read_jsonl(inputs: Inputs, part: FileSlice, file: FileSpec) -> Iterator[Row
 
 
 def _read_csv(inputs: Inputs, part: FileSlice, file: FileSpec) -> Iterator[Row]:
-    assert file.header is not None
     lines = (line.decode() for line in io.BytesIO(_read_bytes(inputs, part)))
     for record in textscan.read_records(lines, part.uri):
-        if len(record) == len(file.header):
-            yield dict(zip(file.header, record, strict=True))
+        if len(record) == len(file.columns):
+            yield dict(zip(file.columns, record, strict=True))
         elif record:
-            yield RowError(f"the row has {len(record)} fields; the header has {len(file.header)}")
+            yield RowError(f"the row has {len(record)} fields; the header has {len(file.columns)}")
 
 
 def _read_parquet(inputs: Inputs, part: FileSlice, file: FileSpec) -> Iterator[Row]:
@@ -138,7 +136,7 @@ READERS: dict[str, Callable[..., Iterator[Row]]] = {
 }
 
 
-def _fit_as_is(value: Any, field: pa.Field) -> Any:
+def _fit_as_is(value: Any, _field: pa.Field) -> Any:
     return value
 
 

@@ -1,4 +1,4 @@
-"""Where datasets and inputs live: one small interface over local folders and `s3://`, with put-if-absent as its only commit."""
+"""Where datasets and inputs live: one small interface over folders and `s3://`; put-if-absent is its only commit."""
 
 import contextlib
 import errno
@@ -35,7 +35,7 @@ class Entry:
 
 
 class Storage(Protocol):
-    """A flat space of named objects under one uri. Every trouble is a `StorageError` with one sentence and the remedy."""
+    """A flat space of named objects under one uri. Every trouble is a `StorageError`: a sentence with the remedy."""
 
     uri: str
 
@@ -112,7 +112,7 @@ class LocalStorage:
         try:
             if not self.put_if_absent(name, b"probe") or self.put_if_absent(name, b"probe"):
                 raise StorageError(
-                    f"The file system at {self.uri} does not tell whether a file is already there; give another location."
+                    f"The file system at {self.uri} cannot tell whether a file is there; give another location."
                 )
         finally:
             with contextlib.suppress(StorageError):
@@ -226,7 +226,7 @@ class LocalStorage:
 
 
 def _writer_name() -> str:
-    """A name that no other process and no other call uses; tells whose it is, so that a dead writer's file can be cleaned."""
+    """A name that nobody else uses and that tells whose it is, so that a dead writer's file can be cleaned."""
     return f"{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex}"
 
 

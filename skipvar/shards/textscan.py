@@ -25,8 +25,8 @@ class TextScan:
 
     num_rows: int
     cuts: np.ndarray
-    """`(segments + 1,)` int64: the byte at which each segment starts, and the end of the last one. A segment is the part of a
-    unit that lies in this file."""
+    """`(segments + 1,)` int64: the byte at which each segment starts, and the end of the last one. A segment is the
+    part of a unit that lies in this file."""
     checksums: np.ndarray
     """`(segments,)` uint32: CRC-32 of each segment's bytes."""
     sha256: str

@@ -162,7 +162,7 @@ def read_unit_footer(file: BinaryIO, name: str) -> UnitFooter:
         return UnitFooter.from_metadata(pq.read_metadata(file).metadata or {})
     except (pa.ArrowException, KeyError, ValueError, EOFError) as error:
         raise StorageError(
-            f"{name} is not a readable unit of this dataset; `python -m jobs.verify OUTPUT --repair` names what to make again."
+            f"{name} is not a readable unit of a dataset; `python -m jobs.verify OUTPUT --repair` says what to do."
         ) from error
 
 

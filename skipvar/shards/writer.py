@@ -69,7 +69,7 @@ class DatasetSpec:
 
 
 class UnitWriter:
-    """Gathers one unit and publishes it. `add` may be called from several threads at once, `publish` once, after them."""
+    """Gathers one unit and publishes it. `add` may be called from several threads at once, `publish` once, after."""
 
     def __init__(
         self, unit: Unit, spec: DatasetSpec, replica: str, attempt: int, storage: Storage | None = None
