@@ -26,3 +26,7 @@ class ModelError(SkipvarError):
 
 class StorageError(SkipvarError):
     """The output or input location cannot be used as it is now: full, denied, gone, wrong credentials. Stops the run (exit 4)."""
+
+
+class StoppedError(SkipvarError):
+    """The run ends in order before all is done, and the same command resumes it (exit 4)."""
