@@ -2,8 +2,8 @@
 
 Generation uses `bits_to_code`, `add_code` and `next_input`; the encoder's side, `quantize`, turns a latent into bits
 with the very same functions, so that training and generation cannot drift apart. Every operation works on each image
-alone. Legend: `B` images, `L = h*w` tokens of a scale, `d` bits a token, `dv` latent channels; a token grid is `(h, w)`,
-the latent grid of the same scale `(H, W)` is equal to it, or twice as large with spatial patchify.
+alone. Legend: `B` images, `L = h*w` tokens of a scale, `d` bits a token, `dv` latent channels; a token grid is
+`(h, w)`, the latent grid of the same scale `(H, W)` is equal to it, or twice as large with spatial patchify.
 """
 
 from collections.abc import Sequence

@@ -3,6 +3,8 @@
 `levels[i]` works at 1/2^i of the image's side, in both halves. Generation needs the `Decoder` alone.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,7 +60,7 @@ class DecoderLevel(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, num_blocks: int, has_upsample: bool) -> None:
         super().__init__()
         widths = [channels_in] + [channels_out] * num_blocks
-        self.blocks = nn.ModuleList(ResBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(ResBlock(a, b) for a, b in pairwise(widths))
         self.upsample = conv3x3(channels_out, channels_out) if has_upsample else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +75,7 @@ class EncoderLevel(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, num_blocks: int, has_downsample: bool) -> None:
         super().__init__()
         widths = [channels_in] + [channels_out] * num_blocks
-        self.blocks = nn.ModuleList(ResBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(ResBlock(a, b) for a, b in pairwise(widths))
         self.downsample = Conv2d(channels_out, channels_out, 3, stride=2) if has_downsample else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The training pictures: Fluent emoji on named backgrounds in three layouts, composed on the fly, with captions.
 
-Source: npm `@lobehub/fluent-emoji-3d` (Microsoft's Fluent emoji, MIT) for the pictures and npm `emoji-datasource-google`
-for names. The packages are fetched by `jobs/train_emoji.py data` and never committed.
+Source: npm `@lobehub/fluent-emoji-3d` (Microsoft's Fluent emoji, MIT) for the pictures and npm
+`emoji-datasource-google` for names. The packages are fetched by `jobs/train_emoji.py data` and never committed.
 """
 
 import json
@@ -149,10 +149,13 @@ def _read_codes(folder: Path) -> dict[str, str]:
 def _read_emoji(tar: tarfile.TarFile, code: str) -> Image.Image:
     """The picture as RGBa: premultiplied, so that resizing does not mix in the colour of transparent pixels."""
     names = set(tar.getnames())
-    path = next((p for p in (f"package/assets/{code}.webp", f"package/assets/{code.split('-')[0]}.webp") if p in names), "")
-    member = tar.extractfile(path) if path else None
-    if member is None:
-        raise InputError(f"the picture package lacks {code}.webp")
+    # Some files are named without the variation selector that the name list gives.
+    candidates = [f"package/assets/{name}.webp" for name in (code, code.split("-")[0])]
+    path = next((p for p in candidates if p in names), None)
+    if path is None:
+        raise InputError(f"the picture package lacks {candidates[0]}")
+    member = tar.extractfile(path)
+    assert member is not None
     return Image.open(member).convert("RGBA").convert("RGBa")
 
 

@@ -30,8 +30,8 @@ def orthogonalize(matrices: Tensor, num_steps: int = 5) -> Tensor:
 class Muon:
     """Nesterov momentum whose update is orthogonalised; matrices of one shape go through it as one stack.
 
-    A convolution counts as the matrix `(out, in * kernel)`. A fused query-key-value matrix `(m*C, C)` with `m` 2 or 3 is
-    treated as `m` square ones.
+    A convolution counts as the matrix `(out, in * kernel)`. A fused query-key-value matrix `(m*C, C)` with `m` 2 or 3
+    is treated as `m` square ones.
     """
 
     def __init__(self, matrices: list[nn.Parameter], momentum: float, weight_decay: float) -> None:
@@ -42,8 +42,8 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        gradients = [p.grad for p in self.matrices]
-        assert all(g is not None for g in gradients)
+        gradients = [p.grad for p in self.matrices if p.grad is not None]
+        assert len(gradients) == len(self.matrices)
         torch._foreach_lerp_(self.buffers, gradients, 1 - self._momentum)
         updates = torch._foreach_lerp(gradients, self.buffers, self._momentum)
         stacks: dict[tuple[int, int], list[Tensor]] = defaultdict(list)

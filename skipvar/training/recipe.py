@@ -1,30 +1,14 @@
-"""Every number of the embedded model's training, and its sizes, in one place."""
+"""Every number of the embedded model's training in one place; the model's sizes are the preset's."""
 
 from dataclasses import dataclass, field
 
-from skipvar.model.config import ModelConfig, TransformerConfig, VaeConfig
-from skipvar.model.schedules import EMOJI_SCHEDULES, find_schedule
+from skipvar.model.presets import EMOJI as MODEL
+from skipvar.model.schedules import find_schedule
 
-SCHEDULE = find_schedule(EMOJI_SCHEDULES, aspect_ratio=1.0, size=None)
+SCHEDULE = find_schedule(MODEL.schedules, aspect_ratio=1.0, size=None)
 GRIDS = SCHEDULE.grids
 NUM_SCALES = len(GRIDS)
-
-MODEL = ModelConfig(
-    name="emoji",
-    transformer=TransformerConfig(
-        depth=8,
-        width=256,
-        num_heads=4,
-        mlp_ratio=4.0,
-        text_width=256,
-        text_max_tokens=64,
-        latent_channels=32,
-        spatial_patchify=False,
-    ),
-    # Widths 16, 40, 80, 128: none but the coarsest divides by 24 or 32, so GroupNorm gets several channels a group.
-    vae=VaeConfig(latent_channels=32, base_width=8, width_multipliers=(2, 5, 10, 16), num_res_blocks=1),
-    schedules=EMOJI_SCHEDULES,
-)
+DECISION_SCALE = NUM_SCALES - 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +73,8 @@ class EvaluationRecipe:
     tau: float = 0.5
     top_p: float = 0.97
     batch_size: int = 20
+    probe_grids: tuple[tuple[int, int], ...] = ((5, 5), (8, 8), (16, 16))
+    """Latent grids at which the probe is tried; the last one is reported."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,52 +5,44 @@ It calls the networks exactly as the engine does; skipping is read off it for fr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import T5EncoderModel
 
 from skipvar.model.bsq import add_code, bits_to_code, next_input
 from skipvar.model.kv_cache import KeyValueCache
 from skipvar.model.rope import rope_table
-from skipvar.model.transformer import TextState, Transformer
+from skipvar.model.transformer import Transformer
 from skipvar.training.recipe import GRIDS, NUM_SCALES, SCHEDULE, EvaluationRecipe
-from skipvar.training.text import encode_captions
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A generated batch."""
-
-    sums: list[Tensor]
-    """The running code sum `(B, dv, Hf, Wf)` float32 after each scale."""
 
 
 @torch.no_grad()
 def generate(
     transformer: Transformer,
-    text_encoder: T5EncoderModel,
-    prompts: tuple[Tensor, Sequence[int]],
+    features: Tensor,
+    lengths: Sequence[int],
     settings: EvaluationRecipe,
     seeds: Sequence[int] | None = None,
-) -> Sampled:
-    """Generates a batch from padded token ids and their lengths; image `i` has its own random stream `seeds[i]`."""
-    ids, lengths = prompts
-    count = len(ids)
+) -> list[Tensor]:
+    """Generates a batch: the running code sums `(B, dv, Hf, Wf)` float32 after each scale.
+
+    `features (B, T, text_width)` of the text encoder, padded; prompt `i` has `lengths[i]` tokens and its own random
+    stream `seeds[i]`.
+    """
+    count = len(features)
     generators = [torch.Generator().manual_seed(seed) for seed in (seeds or range(count))]
-    text = _encode_with_guidance(transformer, text_encoder, ids, lengths)
+    table = transformer.unconditional_text[: features.shape[1]].float().expand_as(features)
+    text = transformer.encode_text(torch.cat([features.float(), table]), [*lengths, *lengths], use_mask=True)
     config = transformer.config
     cache = KeyValueCache(
         depth=config.depth,
-        rows=2 * count,
         num_heads=config.num_heads,
-        tokens=SCHEDULE.first_token(NUM_SCALES),
         head_width=config.head_width,
-        dtype=torch.float32,
-        device=ids.device,
+        capacity=2 * count * SCHEDULE.first_token(NUM_SCALES),
+        dtype=transformer.token_embedding.weight.dtype,
+        device=features.device,
     )
-    cache.begin(2 * count)
+    cache.begin(2 * count, SCHEDULE.first_token(NUM_SCALES))
     cosines, sines = rope_table(SCHEDULE, config.head_width)
     code_sum = torch.zeros(count, config.latent_channels, *GRIDS[-1])
     sums: list[Tensor] = []
@@ -65,16 +57,7 @@ def generate(
         sums.append(code_sum)
         if scale + 1 < NUM_SCALES:
             x = transformer.embed_tokens(next_input(code_sum, GRIDS[scale + 1], False), scale + 1).repeat(2, 1, 1)
-    return Sampled(sums)
-
-
-def _encode_with_guidance(
-    transformer: Transformer, text_encoder: T5EncoderModel, ids: Tensor, lengths: Sequence[int]
-) -> TextState:
-    """The prompts' rows, then as many unconditional ones of the same lengths."""
-    features = encode_captions(text_encoder, ids, lengths).float()
-    table = transformer.unconditional_text[: features.shape[1]].float().expand_as(features)
-    return transformer.encode_text(torch.cat([features, table]), [*lengths, *lengths], use_mask=True)
+    return sums
 
 
 def _draw_bits(logits: Tensor, top_p: float, generators: Sequence[torch.Generator]) -> Tensor:

@@ -1,6 +1,7 @@
 """The embedded model's tokenizer and its tiny T5 encoder.
 
-The tokenizer knows the captions' words as whole tokens and spells everything else in bytes, so that every prompt encodes.
+The tokenizer knows the captions' words as whole tokens and spells everything else in bytes, so that every prompt
+encodes.
 """
 
 import re
@@ -83,7 +84,7 @@ def save_text_encoder(encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerFas
 
 
 class CaptionTokens:
-    """Token ids of captions, padded to one length (static shapes for compiled training); each caption encoded once."""
+    """Token ids of the training captions, each encoded once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._ids = {
@@ -92,11 +93,12 @@ class CaptionTokens:
             for text, ids in zip(captions(c), tokenizer(captions(c))["input_ids"], strict=True)
         }
         self.max_length = max(len(ids) for ids in self._ids.values())
+        """Of any caption, end token included."""
 
     def batch(self, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
-        """Ids int64 `(B, max_length)` padded with 0, and the real lengths."""
+        """Ids int64 `(B, T)` padded with 0 to the longest of them, and the real lengths."""
         rows = [self._ids[text] for text in texts]
-        padded = torch.zeros(len(rows), self.max_length, dtype=torch.int64)
+        padded = torch.zeros(len(rows), max(len(ids) for ids in rows), dtype=torch.int64)
         for row, ids in zip(padded, rows, strict=True):
             row[: len(ids)] = torch.tensor(ids)
         return padded, [len(ids) for ids in rows]

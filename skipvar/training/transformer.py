@@ -19,7 +19,7 @@ from skipvar.training.common import Ema, Folders, Stretch, append_log, load_chec
 from skipvar.training.data import Combination, captions, split_combinations
 from skipvar.training.latents import latents_path
 from skipvar.training.muon import Optimizer
-from skipvar.training.recipe import GRIDS, MODEL, NUM_SCALES, SCHEDULE, Recipe, TransformerRecipe
+from skipvar.training.recipe import GRIDS, MODEL, NUM_SCALES, SCHEDULE, Recipe
 from skipvar.training.sample import generate
 from skipvar.training.text import CaptionTokens, build_text_encoder, build_tokenizer, encode_captions
 from skipvar.training.vae import load_autoencoder
@@ -97,8 +97,9 @@ def _pick(texts: list[str], share: float) -> str:
 class Objective:
     """Cross-entropy of a batch's bits, each scale weighted by the square root of its tokens."""
 
-    def __init__(self, model: TextToBits, is_compiled: bool) -> None:
+    def __init__(self, model: TextToBits, max_text_length: int, is_compiled: bool) -> None:
         self._model = model
+        self._max_text_length = max_text_length
         self._rope = rope_table(SCHEDULE, MODEL.transformer.head_width)
         self._masks: dict[int, Tensor] = {}
         self._scale_losses = torch.compile(self._compute, dynamic=False) if is_compiled else self._compute
@@ -110,10 +111,7 @@ class Objective:
         table = transformer.unconditional_text[: features.shape[1]].expand_as(features)
         features = torch.where(batch.is_unconditional[:, None, None], table, features)
         text = transformer.encode_text(features, batch.lengths, use_mask=True)
-        # Always a mask and no lengths: the compiled function must see one kind of batch.
-        positions = torch.arange(batch.ids.shape[1])
-        mask = (positions < torch.tensor(batch.lengths)[:, None])[:, None, None]
-        text = dataclasses.replace(text, lengths=(), layout=TextLayout(groups=[], mask=mask))
+        text = self._with_static_shape(text)
         num_tokens = [h * w for h, w in GRIDS[: batch.num_scales]]
         rope = (self._rope[0][: sum(num_tokens)], self._rope[1][: sum(num_tokens)])
         if batch.num_scales not in self._masks:
@@ -121,6 +119,17 @@ class Objective:
         losses = self._scale_losses(batch.codes, batch.targets, text, rope, self._masks[batch.num_scales])
         weights = torch.tensor(num_tokens, dtype=torch.float32).sqrt()
         return (losses * weights / weights.sum()).sum(), losses.detach()
+
+    def _with_static_shape(self, text: TextState) -> TextState:
+        """One text length and always a mask: the compiled function must see one kind of batch."""
+        mask = (torch.arange(self._max_text_length) < torch.tensor(text.lengths)[:, None])[:, None, None]
+        missing = self._max_text_length - text.keys_values.shape[-2]
+        return dataclasses.replace(
+            text,
+            lengths=(),
+            keys_values=F.pad(text.keys_values, (0, 0, 0, missing)),
+            layout=TextLayout(groups=[], mask=mask),
+        )
 
     def _compute(
         self, codes: list[Tensor], targets: Tensor, text: TextState, rope: tuple[Tensor, Tensor], mask: Tensor
@@ -159,7 +168,7 @@ class Trainer:
         self.model = TextToBits(recipe, len(build_tokenizer()))
         self.optimizer = Optimizer(self.model.parameters(), self.model.block_matrices(), recipe.transformer.optimizer)
         self.ema = Ema(self.model, recipe.transformer.ema_decay)
-        self.objective = Objective(self.model, is_compiled)
+        self.objective = Objective(self.model, self.tokens.max_length, is_compiled)
         self.step = 0
         self.num_samples = {"early": 0, "full": 0}
         self._losses: dict[str, list[Tensor]] = defaultdict(list)
@@ -222,8 +231,10 @@ class Trainer:
         averaged = TextToBits(self.recipe, len(build_tokenizer())).eval()
         _load_averaged(averaged, self.ema.weights)
         decoder = load_autoencoder(self.folders).decoder
-        sums = generate(averaged.transformer, averaged.text_encoder, self.tokens.batch(prompts), self.recipe.evaluation)
-        save_sheet(self.folders.run / f"samples_{self.step:06}.png", decoder(sums.sums[-1]), columns=8)
+        ids, lengths = self.tokens.batch(prompts)
+        features = encode_captions(averaged.text_encoder, ids, lengths)
+        sums = generate(averaged.transformer, features, lengths, self.recipe.evaluation)
+        save_sheet(self.folders.run / f"samples_{self.step:06}.png", decoder(sums[-1]), columns=8)
 
 
 def train_transformer(

@@ -65,7 +65,8 @@ def train_vae(recipe: Recipe, folders: Folders, minutes: float, decay_minutes: f
     if checkpoint_path(folders).exists():
         state = load_checkpoint(checkpoint_path(folders))
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"] is not None:
+            optimizer.load_state_dict(state["optimizer"])
         ema.load_state_dict(state["ema"])
         step = state["step"]
         logger.info("going on from step %d", step)
@@ -75,7 +76,12 @@ def train_vae(recipe: Recipe, folders: Folders, minutes: float, decay_minutes: f
     first_step, last_saved = step, time.monotonic()
 
     def save() -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict(), "step": step}
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "ema": ema.state_dict(),
+            "step": step,
+        }
         save_checkpoint(checkpoint_path(folders), state)
         _report(folders, model, ema, pictures, held_out, step, last_loss=float(loss))
 
@@ -129,7 +135,13 @@ def measure_psnr(model: Autoencoder, pictures: Pictures, held_out: list[Combinat
 
 
 def _report(
-    folders: Folders, model: Autoencoder, ema: Ema, pictures: Pictures, held_out: list[Combination], step: int, last_loss: float
+    folders: Folders,
+    model: Autoencoder,
+    ema: Ema,
+    pictures: Pictures,
+    held_out: list[Combination],
+    step: int,
+    last_loss: float,
 ) -> None:
     """PSNR of the EMA weights on held-out combinations, and a sheet: originals above their reconstructions."""
     averaged = Autoencoder()

@@ -40,9 +40,8 @@ def test_decodes_golden_codes_to_the_golden_image() -> None:
 @torch.no_grad()
 def test_decodes_golden_patchified_codes_to_the_golden_image() -> None:
     # This set stores its sum thinned out, so it is summed up from the bits.
-    from tests.model.test_bsq import golden_run
-
     from skipvar.model.bsq import latent_grid, running_sums
+    from tests.model.test_bsq import golden_run
 
     tensors, grids, bits = golden_run("patchify", "a_p0")
     code_sum = running_sums(bits, grids, True, latent_grid(grids[-1], True))[-1]

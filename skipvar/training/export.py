@@ -1,0 +1,125 @@
+"""Writes the trained model as a folder that the pipeline loads, small enough for the repository, and reads it back.
+
+The folder also holds all that a later stretch needs: the encoder, and `training.json`. Weights are the averaged ones in
+half precision; the optimizers' moments are not kept, a stretch that starts from the folder warms up again.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import T5EncoderModel
+
+from skipvar.model.pipeline import write_config
+from skipvar.training.common import Folders, load_checkpoint, save_checkpoint
+from skipvar.training.data import BACKGROUNDS, NAME_PACKAGE, PICTURE_PACKAGE
+from skipvar.training.objects import OBJECTS
+from skipvar.training.recipe import MODEL, Recipe
+from skipvar.training.text import build_tokenizer, save_text_encoder
+from skipvar.training.transformer import checkpoint_path as transformer_checkpoint
+from skipvar.training.transformer import load_text_to_bits
+from skipvar.training.vae import Autoencoder, load_autoencoder
+from skipvar.training.vae import checkpoint_path as vae_checkpoint
+
+MAX_BYTES = 30_000_000
+
+
+def export(recipe: Recipe, folders: Folders, destination: Path) -> None:
+    """Writes config.json, transformer.safetensors, vae.safetensors, text_encoder/, training.json, README.md."""
+    destination.mkdir(parents=True, exist_ok=True)
+    write_config(MODEL, destination / "config.json")
+    save_file(_half(dict(load_autoencoder(folders).named_parameters())), destination / "vae.safetensors")
+    model = load_text_to_bits(recipe, folders)
+    save_file(_half(dict(model.transformer.named_parameters())), destination / "transformer.safetensors")
+    save_text_encoder(model.text_encoder, build_tokenizer(), destination / "text_encoder")
+    record = _training_record(recipe, folders)
+    (destination / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    (destination / "README.md").write_text(model_card(record))
+    size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
+    if size > MAX_BYTES:
+        raise ValueError(f"{destination} holds {size} bytes, {MAX_BYTES} are allowed")
+
+
+def _half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight.detach().half().contiguous() for name, weight in weights.items()}
+
+
+def restore(folders: Folders, source: Path) -> None:
+    """Makes an exported folder the checkpoints of a run, to train on from there; refuses to overwrite any."""
+    for path in (vae_checkpoint(folders), transformer_checkpoint(folders)):
+        if path.exists():
+            raise FileExistsError(f"{path} is there: restoring would overwrite a run")
+    record = json.loads((source / "training.json").read_text())
+    text_encoder = T5EncoderModel.from_pretrained(source / "text_encoder", local_files_only=True)
+    weights = {f"transformer.{name}": w for name, w in load_file(source / "transformer.safetensors").items()}
+    weights |= {f"text_encoder.{name}": w for name, w in text_encoder.named_parameters()}
+    _save_restored(transformer_checkpoint(folders), weights, record["transformer"])
+    _save_restored(vae_checkpoint(folders), load_file(source / "vae.safetensors"), record["vae"])
+
+
+def load_exported_autoencoder(source: Path) -> Autoencoder:
+    """Encoder and decoder of an exported folder, in float32."""
+    model = Autoencoder()
+    model.load_state_dict(load_file(source / "vae.safetensors"))
+    return model.eval()
+
+
+def _save_restored(path: Path, weights: dict[str, Tensor], record: dict[str, Any]) -> None:
+    weights = {name: weight.detach().float() for name, weight in weights.items()}
+    state = {"model": weights, "ema": {"weights": weights, "num_updates": record["step"]}, "optimizer": None}
+    save_checkpoint(path, {**state, "step": record["step"], "num_samples": record.get("num_samples", {})})
+
+
+def _training_record(recipe: Recipe, folders: Folders) -> dict[str, Any]:
+    """Steps, samples and last losses of both networks."""
+    transformer = load_checkpoint(transformer_checkpoint(folders))
+    record: dict[str, Any] = {
+        "seed": recipe.seed,
+        "transformer": {"step": transformer["step"], "num_samples": transformer["num_samples"]},
+        "vae": {"step": load_checkpoint(vae_checkpoint(folders))["step"]},
+    }
+    for name, kinds in (("vae", ("psnr_1", "psnr_4", "psnr_9")), ("transformer", ("early", "full"))):
+        log = folders.run / f"{name}_log.jsonl"
+        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        for kind in kinds:
+            values = [line[kind] for line in lines if kind in line]
+            if values:
+                record[name][kind] = values[-1]
+    return record
+
+
+def model_card(record: dict[str, Any]) -> str:
+    """The README of the exported folder."""
+    transformer, vae = record["transformer"], record["vae"]
+    samples = transformer["num_samples"]
+    losses = " ".join(f"{x:.3f}" for x in transformer.get("full", []))
+    objects = ", ".join(names[0][0] for names in OBJECTS.values())
+    return f"""---
+license: mit
+pipeline_tag: text-to-image
+---
+# emoji: a small next-scale text-to-image model
+
+Draws {len(OBJECTS)} well-known objects in the style of Microsoft's Fluent emoji, 128x128 pixels, on one of {len(BACKGROUNDS)} named
+backgrounds: one large, four or nine of them. It exists so that `skipvar` can be run, tested and measured without a GPU;
+it runs through the same code as Infinity. Made by `python -m jobs.train_emoji all`.
+
+- **Use it for** prompts such as `a large red apple on a blue background`, `four pandas on pink`, `nine small keys in a
+  grid on black`. Other words are accepted and mean nothing to it.
+- **Data**: npm `{PICTURE_PACKAGE}` (Fluent emoji, MIT, Microsoft) for the pictures, npm `{NAME_PACKAGE}`
+  for the names. Nothing else; no photographs, no people.
+- **Networks**: transformer of {MODEL.transformer.depth} blocks, width {MODEL.transformer.width}; convolutional autoencoder (1/8, 32 bits a
+  cell, ten scales of 680 tokens); a two-layer T5 encoder over words. Weights in half precision; `vae.safetensors` also
+  holds the encoder, for training on.
+- **Training** (seed {record["seed"]}): autoencoder {vae["step"]} steps; PSNR on held-out compositions of one, four, nine objects:
+  {vae.get("psnr_1", 0):.1f}, {vae.get("psnr_4", 0):.1f}, {vae.get("psnr_9", 0):.1f} dB. Transformer {transformer["step"]} steps: {samples["early"]} samples of the first seven scales and
+  {samples["full"]} of all ten; cross-entropy per bit of each scale, in training (with flipped bits and dropped text): {losses}.
+- **Measured** by `python -m jobs.train_emoji evaluate`.
+- **Samples**: `samples.png`, the first held-out prompts by index.
+
+Objects: {objects}.
+
+Licence of the weights: MIT. The Fluent emoji are (c) Microsoft Corporation, MIT.
+"""
