@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +57,7 @@ def connect(config: RunConfig) -> Iterator[Cluster]:
     if ray.is_initialized():  # a test or a notebook brought its own
         yield _survey(config, is_local=address is None)
         return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if address is None:
             ray.init(
@@ -70,6 +73,9 @@ def connect(config: RunConfig) -> Iterator[Cluster]:
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         where = f"Ray cluster at {address} cannot be joined" if address else "A local Ray cluster cannot be started"
         raise ConfigError(f"{where}: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():  # Ray puts one of its own on SIGTERM
+            signal.signal(number, handler)
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # deaths of replicas are ours to report, once
     try:
         yield _survey(config, is_local=address is None)
@@ -86,7 +92,9 @@ def _local_cpus(config: RunConfig) -> int:
 def _survey(config: RunConfig, *, is_local: bool) -> Cluster:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) > 1:
-        check_output_stays(config.output.path, f"the {len(nodes)} nodes of this cluster would each write into their own")
+        check_output_stays(
+            config.output.path, f"the {len(nodes)} nodes of this cluster would each write into their own"
+        )
     num_gpus = ray.cluster_resources().get("GPU", 0)
     device = config.model.device
     if device == "auto":

@@ -4,11 +4,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from skipvar.errors import SkipvarError
+from skipvar.errors import StoppedError
 from skipvar.types import RequestKey, Unit
 
 
-class UnitKeepsDyingError(SkipvarError):
+class UnitKeepsDyingError(StoppedError):
     """A unit kills replicas, but none of its requests does so alone. Stops the run (exit 4): the machine is suspect."""
 
 

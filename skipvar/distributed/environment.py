@@ -55,7 +55,9 @@ def resolve_paths(config: RunConfig) -> RunConfig:
     model = config.model
     return replace(
         config,
-        input=replace(config.input, path=[_absolute(p) for p in inputs] if isinstance(inputs, list) else _absolute(inputs)),
+        input=replace(
+            config.input, path=[_absolute(p) for p in inputs] if isinstance(inputs, list) else _absolute(inputs)
+        ),
         output=replace(config.output, path=_absolute(config.output.path)),
         model=replace(
             model,

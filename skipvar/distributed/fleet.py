@@ -1,4 +1,4 @@
-"""The replicas as the driver sees them: who is up, what is under way, and how each call ended. All Ray errors stop here."""
+"""The replicas as the driver sees them: who is up, what is under way, how each call ended. Ray's errors stop here."""
 
 import contextlib
 import itertools
@@ -81,7 +81,7 @@ class Fleet:
         self._calls[getattr(member.actor, method).remote(*arguments)] = (member, method, argument)
 
     def events(self, timeout_seconds: float) -> Iterator[Event]:
-        """The calls that have ended, after waiting for one at most so long. A lost replica's other calls are forgotten."""
+        """The calls that have ended, after waiting for one at most so long. A dropped replica's are forgotten."""
         if not self._calls:
             return
         ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=timeout_seconds, fetch_local=False)

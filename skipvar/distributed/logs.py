@@ -55,7 +55,9 @@ class StoredLog(logging.Handler):
     def __enter__(self) -> "StoredLog":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _save_often(self) -> None:

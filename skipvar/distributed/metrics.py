@@ -80,8 +80,13 @@ class Metrics:
         eta = f"{_clock(left / rate)} left" if num_made else "no image yet"
         logger.info(
             "%d of %d done, %.2f images/s, %s, %d failed, %s",
-            self._num_before + num_made, self._num_requests, rate, eta, self.num_failures, self.mix() or "no strategy yet",
-        )  # fmt: skip
+            self._num_before + num_made,
+            self._num_requests,
+            rate,
+            eta,
+            self.num_failures,
+            self.mix() or "no strategy yet",
+        )
 
     def close(self) -> None:
         if self._bar is not None:

@@ -5,7 +5,8 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from skipvar.config import RunConfig
 from skipvar.distributed.dispatch import Assignment
 from skipvar.distributed.logs import StoredLog
 from skipvar.distributed.worker import Progress, Worker, fail_poisoned
+from skipvar.shards.cache import fetch
 from skipvar.shards.prompts import read_unit
 from skipvar.shards.rows import InputSpec
 from skipvar.shards.storage import open_storage
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 EngineFactory = Callable[[RunConfig], Any]
 
+CACHE_FOLDER = Path(os.environ.get("SKIPVAR_CACHE", "~/.cache/skipvar")).expanduser()
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkOrder:
@@ -31,17 +35,36 @@ class WorkOrder:
 
     input: InputSpec
     dataset: DatasetSpec
-    output: str
-    """Uri of the dataset."""
     wanted_requests: int
     max_open_requests: int
 
 
 def build_real_engine(config: RunConfig) -> Any:
     """The engine that the configuration describes, on this process' device."""
-    from skipvar.engine.engine import build_engine  # imports torch: replicas only
+    from skipvar.engine.build import build_engine  # imports torch: replicas only
 
-    return build_engine(config)
+    return build_engine(_with_local_files(config))
+
+
+def _with_local_files(config: RunConfig) -> RunConfig:
+    """The configuration with weights and policy fetched from S3, once a node."""
+
+    def local(uri: str | None) -> str | None:
+        if uri is None or not uri.startswith("s3://"):
+            return uri
+        return str(fetch(uri, CACHE_FOLDER, config=config.storage))
+
+    model = config.model
+    return replace(
+        config,
+        model=replace(
+            model,
+            path=local(model.path),
+            vae_path=local(model.vae_path),
+            text_encoder_path=local(model.text_encoder_path),
+        ),
+        policy=local(config.policy),
+    )
 
 
 class Replica:
@@ -68,7 +91,7 @@ class Replica:
 
     async def open(self, order: WorkOrder) -> None:
         """Make ready to take units of this run."""
-        storage = open_storage(order.output, self._config.storage)
+        storage = open_storage(order.dataset.output, order.dataset.storage)
         self._log = StoredLog(storage, f"_log/{self.name}.log")
         logging.getLogger("skipvar").addHandler(self._log)
         logging.getLogger("skipvar").setLevel(logging.INFO)
@@ -77,7 +100,7 @@ class Replica:
             return fail_poisoned(read_unit(assignment.unit, order.input), assignment)
 
         def open_writer(assignment: Assignment) -> UnitWriter:
-            return UnitWriter(assignment.unit, order.dataset, replica=self.name, attempt=assignment.attempt)
+            return UnitWriter(assignment.unit, order.dataset, self.name, assignment.attempt, storage)
 
         self._worker = Worker(
             self._engine,

@@ -36,7 +36,7 @@ class Engine(Protocol):
 
 
 class Writer(Protocol):
-    """What a worker needs of `skipvar.shards.writer.UnitWriter`."""
+    """What a worker needs of `skipvar.shards.writer.UnitWriter`; `add` is called from several threads."""
 
     def add(self, item: Image | Failure) -> None: ...
 
@@ -64,9 +64,8 @@ class _OpenUnit:
     future: "Future[UnitReport | None]"
     writer: Writer | None = None
     num_requests: int = 0
-    num_missing: int = 0
-    """Requests whose result the writer has not got yet."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    made: Counter[str] = field(default_factory=Counter)
+    """Results that the writer has, by strategy."""
 
 
 class Worker:
@@ -100,7 +99,6 @@ class Worker:
         self._unit_of: dict[RequestKey, _OpenUnit] = {}
         self._wants: list[Future[None]] = []
         self._lock = threading.Lock()
-        self._unpublished: Counter[str] = Counter()
         self._num_being_read = 0
         self._num_unsubmitted = 0
         self._is_finishing = False
@@ -146,8 +144,9 @@ class Worker:
 
     def progress(self) -> Progress:
         with self._lock:
-            strategies = {name: count for name, count in self._unpublished.items() if name != _FAILED and count}
-            return Progress(num_failures=self._unpublished[_FAILED], strategies=strategies)
+            made = sum((unit.made for unit in self._open.values() if not unit.assignment.is_trial), Counter[str]())
+        num_failures = made.pop(_FAILED, 0)
+        return Progress(num_failures=num_failures, strategies=dict(made))
 
     def stop(self) -> None:
         """End after the current step; units being published finish, the others end with `WorkerStoppedError`."""
@@ -169,7 +168,7 @@ class Worker:
             self._fail_open(error)
             return
         requests = [item for item in items if isinstance(item, Request)]
-        unit.num_requests = unit.num_missing = len(items)
+        unit.num_requests = len(items)
         for request in requests:
             self._unit_of[request.key] = unit
         with self._lock:
@@ -228,14 +227,11 @@ class Worker:
     def _settle(self, unit: _OpenUnit, item: Image | Failure, slots: threading.Semaphore | None) -> None:
         """Give a result to its unit's writer; the last one publishes the unit."""
         try:
-            with unit.lock:
-                if unit.writer is not None:
-                    unit.writer.add(item)
-                unit.num_missing -= 1
-                is_complete = unit.num_missing == 0
-            if not unit.assignment.is_trial:
-                with self._lock:
-                    self._unpublished[item.strategy if isinstance(item, Image) else _FAILED] += 1
+            if unit.writer is not None:
+                unit.writer.add(item)
+            with self._lock:
+                unit.made[item.strategy if isinstance(item, Image) else _FAILED] += 1
+                is_complete = unit.made.total() == unit.num_requests
             if is_complete:
                 self._publishers.submit(self._publish, unit)
         except Exception as error:
@@ -252,8 +248,8 @@ class Worker:
             return
         with self._lock:
             self._open.pop(unit.assignment.unit.index, None)
-            if report is not None:
-                self._unpublished.subtract({**report.strategies, _FAILED: report.num_failures})
+        if report is not None:
+            logger.info("Unit %d: %d images, %d failures", report.unit, report.num_images, report.num_failures)
         unit.future.set_result(report)
         self._answer_wants()
 

@@ -1,0 +1,189 @@
+"""A whole run, from a configuration to a dataset and a verdict."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from skipvar.config import RunConfig
+from skipvar.distributed.cluster import Cluster, connect
+from skipvar.distributed.dispatch import Dispatcher
+from skipvar.distributed.driver import Driver, StopSignal, start_first_replica
+from skipvar.distributed.environment import resolve_paths
+from skipvar.distributed.fleet import Fleet, Member
+from skipvar.distributed.logs import StoredLog
+from skipvar.distributed.metrics import Metrics
+from skipvar.distributed.opening import OpenRun, locate, open_run, plan_for_model, recall
+from skipvar.distributed.replica import EngineFactory, WorkOrder, build_real_engine
+from skipvar.errors import SkipvarError
+from skipvar.report.sheet import write_sheet
+from skipvar.shards.lease import Lease
+from skipvar.shards.ledger import State
+from skipvar.shards.prompts import plan_input
+
+logger = logging.getLogger(__name__)
+
+EXIT_ALL_ROWS, EXIT_ERROR_ROWS, EXIT_STOPPED = 0, 3, 4
+STOP_SECONDS = 30.0
+"""How long replicas may take to publish what is complete when a run is stopped."""
+MIN_UNITS_IN_FLIGHT = 2
+POOLS_AHEAD = 4
+"""A replica asks for more while it has fewer requests than this many pools of waiting images."""
+SHEET = "preview.png"
+OPEN_FACTOR = 4
+"""Unpublished requests a replica may hold, in multiples of what it asks for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    exit_code: int
+    state: str
+    output: str
+    counts: dict[str, Any]
+    """Requests, images and errors of the dataset; strategies and statistics of this session."""
+    reason: str | None = None
+    """Why it was stopped."""
+
+
+def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory = build_real_engine) -> Outcome:
+    """Make what is left of a run. Raises `SkipvarError` for what is found before any work (exit 2)."""
+    config = resolve_paths(locate(config))
+    plan = plan_input(config)
+    config = recall(config)
+    with StoredLog() as log, _library_log(log), connect(config) as cluster:
+        config = replace(config, model=replace(config.model, device=cluster.device))
+        fleet = Fleet(cluster, engine_factory)
+        try:
+            first, description = start_first_replica(fleet, config, stop)
+            known = ("device", "processor", "dtype", "policy", "batch_invariant")
+            logger.info("The first replica is up: %s", ", ".join(f"{key} {description[key]}" for key in known))
+            plan = plan_for_model(plan, config, description)
+            run = open_run(config, plan, description, stop.sleep)
+            log.attach(run.storage, "_log/driver.log")
+            config = replace(config, model=replace(config.model, dtype=description["dtype"]))
+            with _heartbeat(run.lease, stop):
+                return _make(config, cluster, fleet, first, description, run, stop)
+        finally:
+            fleet.stop(timeout_seconds=0)
+
+
+def _make(
+    config: RunConfig,
+    cluster: Cluster,
+    fleet: Fleet,
+    first: Member,
+    description: dict[str, Any],
+    run: OpenRun,
+    stop: StopSignal,
+) -> Outcome:
+    """The work itself, and the verdict."""
+    metrics = Metrics(run.plan.num_requests, run.plan.num_requests - run.num_requests)
+    dispatcher = Dispatcher(
+        run.units, max_attempts=config.max_attempts, images_per_prompt=config.sampling.images_per_prompt
+    )
+    order = work_order(run, description)
+    driver = Driver(config, fleet, cluster.room, dispatcher, metrics, order, description, run.num_units, stop)
+    reason: str | None = None
+    try:
+        if run.num_units:
+            driver.run(first)
+    except SkipvarError as error:
+        reason = str(error)
+        logger.error("%s", error)
+    statistics = fleet.stop(STOP_SECONDS)
+    metrics.close()
+    return _verdict(run, metrics, statistics, reason)
+
+
+def work_order(run: OpenRun, description: dict[str, Any]) -> WorkOrder:
+    """How much a replica takes on at a time: enough that its engine always has images to mix."""
+    unit_requests = run.plan.prompts_per_unit * run.plan.images_per_prompt
+    wanted = max(MIN_UNITS_IN_FLIGHT * unit_requests, POOLS_AHEAD * description["pool_images"])
+    return WorkOrder(
+        input=run.input, dataset=run.dataset, wanted_requests=wanted, max_open_requests=OPEN_FACTOR * wanted
+    )
+
+
+def _verdict(run: OpenRun, metrics: Metrics, statistics: list[dict[str, Any]], reason: str | None) -> Outcome:
+    """Count what the output holds, record how the run ended, and say so by an exit code."""
+    counts: dict[str, Any] = {
+        "requests": run.plan.num_requests,
+        "session_images": metrics.num_images,
+        "session_errors": metrics.num_failures,
+        "session_seconds": round(metrics.seconds, 1),
+        "strategies": dict(metrics.strategies),
+        "differing_units": metrics.num_differing_units,
+        "engines": statistics,
+    }
+    try:
+        if reason is None:
+            num_left = run.plan.num_units - len(run.ledger.done_units())
+            if num_left:
+                reason = f"{num_left} of {run.plan.num_units} units are not made yet; run again without retry_errors."
+            else:
+                counts["errors"] = run.ledger.num_errors()
+                counts["images"] = counts["requests"] - counts["errors"]
+        state: State = "stopped" if reason else "finished_with_errors" if counts["errors"] else "finished"
+        if not reason:
+            write_sheet(run.storage, SHEET)
+        run.ledger.finish(state, counts)
+    except SkipvarError as error:
+        reason, state = reason or str(error), "stopped"
+    code = {"stopped": EXIT_STOPPED, "finished_with_errors": EXIT_ERROR_ROWS, "finished": EXIT_ALL_ROWS}[state]
+    return Outcome(exit_code=code, state=state, output=run.storage.uri, counts=counts, reason=reason)
+
+
+def summary(outcome: Outcome) -> str:
+    """What a person wants to know at the end: how much, where it is, how to open it, the mix of strategies."""
+    counts, path = outcome.counts, outcome.output
+    made, seconds = counts["session_images"], counts["session_seconds"]
+    lines = [f"{outcome.state}: {made} images in {seconds:.0f} s ({made / max(seconds, 0.1):.2f} images/s)"]
+    if counts["session_errors"] or counts.get("errors"):
+        lines.append(f"errors: {counts['session_errors']} now, {counts.get('errors', '?')} in all, see {path}/errors/")
+    mix = ", ".join(f"{name} {count}" for name, count in sorted(counts["strategies"].items()))
+    lines.append(f"strategies: {mix or 'none made in this session'}")
+    if outcome.reason:
+        lines.append(f"reason: {outcome.reason}")
+    else:
+        lines.append(f"contact sheet: {path}/{SHEET}")
+    lines.append(f"dataset: {path}")
+    loader = f"load_dataset('parquet', data_files='{path}/data/*.parquet', split='train')"
+    lines.append(f'open it: python -c "from datasets import load_dataset; print({loader})"')
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _library_log(log: logging.Handler) -> Iterator[None]:
+    """Let the library's records of INFO and above reach the driver's log file."""
+    library = logging.getLogger("skipvar")
+    library.addHandler(log)
+    library.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        library.removeHandler(log)
+
+
+@contextlib.contextmanager
+def _heartbeat(lease: Lease, stop: StopSignal) -> Iterator[None]:
+    """Beat while the run lasts, then release; a lease that another run took over stops this one."""
+    end = threading.Event()
+
+    def beat() -> None:
+        while not end.wait(lease.interval_seconds):
+            if not lease.beat():
+                stop.stop("another run that took over this output")
+                return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+        lease.release()
