@@ -138,6 +138,7 @@ class UnitFile:
             use_dictionary=leaves,
             write_statistics=leaves,
             write_page_index=True,
+            write_page_checksum=True,
         )
 
     def write(self, batch: pa.RecordBatch) -> None:
