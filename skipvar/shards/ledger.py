@@ -18,7 +18,7 @@ from skipvar.shards.card import dataset_card
 from skipvar.shards.lease import Lease, LeaseHeldError, acquire
 from skipvar.shards.prompts import Plan
 from skipvar.shards.schema import SCHEMA_VERSION
-from skipvar.shards.storage import Entry, NotFoundError, Storage
+from skipvar.shards.storage import NotFoundError, Storage
 from skipvar.shards.unitfile import (
     DATA,
     ERRORS,
@@ -125,14 +125,10 @@ class Ledger:
         self._storage.replace(RUN_FILE, _json(present))
         return Run(record["fingerprint"], True, present)
 
-    def done_units(self) -> dict[int, Entry]:
+    def done_units(self) -> set[int]:
         """The units that are published, by one listing of `data/`."""
-        done = {}
-        for entry in self._storage.list(DATA):
-            parsed = parse_data_name(entry.name)
-            if parsed and parsed[1] == 0:
-                done[parsed[0]] = entry
-        return done
+        parsed = (parse_data_name(entry.name) for entry in self._storage.list(DATA))
+        return {found[0] for found in parsed if found is not None and found[1] == 0}
 
     def failed_requests(self) -> Iterator[FailedUnit]:
         """The units with error rows that count, with these rows' requests.
