@@ -90,36 +90,50 @@ def _training_record(recipe: Recipe, folders: Folders) -> dict[str, Any]:
     return record
 
 
-def model_card(record: dict[str, Any]) -> str:
-    """The README of the exported folder."""
-    transformer, vae = record["transformer"], record["vae"]
-    samples = transformer["num_samples"]
-    losses = " ".join(f"{x:.3f}" for x in transformer.get("full", []))
-    objects = ", ".join(names[0][0] for names in OBJECTS.values())
-    return f"""---
+_CARD = """---
 license: mit
 pipeline_tag: text-to-image
 ---
 # emoji: a small next-scale text-to-image model
 
-Draws {len(OBJECTS)} well-known objects in the style of Microsoft's Fluent emoji, 128x128 pixels, on one of {len(BACKGROUNDS)} named
-backgrounds: one large, four or nine of them. It exists so that `skipvar` can be run, tested and measured without a GPU;
-it runs through the same code as Infinity. Made by `python -m jobs.train_emoji all`.
+Draws {num_objects} well-known objects in the style of Microsoft's Fluent emoji, 128x128 pixels, on one of
+{num_backgrounds} named backgrounds: one large, four or nine of them. It exists so that `skipvar` can be run, tested
+and measured without a GPU; it runs through the same code as Infinity. Made by `python -m jobs.train_emoji`.
 
 - **Use it for** prompts such as `a large red apple on a blue background`, `four pandas on pink`, `nine small keys in a
   grid on black`. Other words are accepted and mean nothing to it.
-- **Data**: npm `{PICTURE_PACKAGE}` (Fluent emoji, MIT, Microsoft) for the pictures, npm `{NAME_PACKAGE}`
-  for the names. Nothing else; no photographs, no people.
-- **Networks**: transformer of {MODEL.transformer.depth} blocks, width {MODEL.transformer.width}; convolutional autoencoder (1/8, 32 bits a
-  cell, ten scales of 680 tokens); a two-layer T5 encoder over words. Weights in half precision; `vae.safetensors` also
-  holds the encoder, for training on.
-- **Training** (seed {record["seed"]}): autoencoder {vae["step"]} steps; PSNR on held-out compositions of one, four, nine objects:
-  {vae.get("psnr_1", 0):.1f}, {vae.get("psnr_4", 0):.1f}, {vae.get("psnr_9", 0):.1f} dB. Transformer {transformer["step"]} steps: {samples["early"]} samples of the first seven scales and
-  {samples["full"]} of all ten; cross-entropy per bit of each scale, in training (with flipped bits and dropped text): {losses}.
-- **Measured** by `python -m jobs.train_emoji evaluate`.
-- **Samples**: `samples.png`, the first held-out prompts by index.
+- **Data**: npm `{pictures}` (Microsoft's Fluent emoji, MIT) for the pictures,
+  npm `{names}` for the names. Nothing else; no photographs, no people.
+- **Networks**: a transformer of {depth} blocks, width {width}; a convolutional autoencoder (1/8 of the side, 32 bits a
+  cell, ten scales, 680 tokens); a two-layer T5 encoder over words. Weights in half precision; `vae.safetensors` also
+  holds the encoder, to train on.
+- **Training** (seed {seed}): autoencoder {vae_steps} steps, PSNR on held-out compositions of one, four, nine objects:
+  {psnr} dB. Transformer {steps} steps: {early} samples of the first seven scales, {full} of all ten.
+  Cross-entropy per bit of each scale in training (with flipped bits and dropped text): {losses}.
+- **Measured** by `python -m jobs.train_emoji evaluate`; `samples.png` shows the first held-out prompts, by index.
 
 Objects: {objects}.
 
-Licence of the weights: MIT. The Fluent emoji are (c) Microsoft Corporation, MIT.
+Licence of the weights: MIT. The Fluent emoji are copyright Microsoft Corporation, MIT.
 """
+
+
+def model_card(record: dict[str, Any]) -> str:
+    """The README of the exported folder."""
+    transformer, vae = record["transformer"], record["vae"]
+    return _CARD.format(
+        num_objects=len(OBJECTS),
+        num_backgrounds=len(BACKGROUNDS),
+        pictures=PICTURE_PACKAGE,
+        names=NAME_PACKAGE,
+        depth=MODEL.transformer.depth,
+        width=MODEL.transformer.width,
+        seed=record["seed"],
+        vae_steps=vae["step"],
+        psnr=", ".join(f"{vae[key]:.1f}" for key in ("psnr_1", "psnr_4", "psnr_9")),
+        steps=transformer["step"],
+        early=transformer["num_samples"]["early"],
+        full=transformer["num_samples"]["full"],
+        losses=" ".join(f"{x:.3f}" for x in transformer["full"]),
+        objects=", ".join(names[0][0] for names in OBJECTS.values()),
+    )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from skipvar.model.bsq import quantize, running_sums
 from skipvar.model.vae import Decoder, Encoder
 from skipvar.training.common import Ema, Folders, Stretch, append_log, load_checkpoint, save_checkpoint, save_sheet
-from skipvar.training.data import Combination, Pictures, split_combinations
+from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations
 from skipvar.training.muon import Optimizer
 from skipvar.training.recipe import GRIDS, MODEL, NUM_SCALES, Recipe, VaeRecipe
 
@@ -52,67 +52,102 @@ def load_autoencoder(folders: Folders) -> Autoencoder:
     return model.eval()
 
 
+class Trainer:
+    """The state of a run: weights, their average, optimizer, step; and what is needed to train and report on it."""
+
+    def __init__(self, recipe: Recipe, folders: Folders) -> None:
+        self.folders, self.settings = folders, recipe.vae
+        self.pictures = Pictures(folders.packages, recipe.image_side)
+        self.training, self.held_out = split_combinations(recipe)
+        torch.manual_seed(recipe.seed)
+        self.model = Autoencoder()
+        self.optimizer = Optimizer(self.model.parameters(), self.model.inner_convolutions(), recipe.vae.optimizer)
+        self.ema = Ema(self.model, recipe.vae.ema_decay)
+        self.step = 0
+        self._losses: list[Tensor] = []
+
+    def train_step(self, generator: torch.Generator, factor: float) -> None:
+        """One batch of pictures chosen by `generator`."""
+        size = self.settings.batch_size
+        chosen = torch.randint(len(self.training), (size,), generator=generator).tolist()
+        mirrored = torch.rand(size, generator=generator) < 0.5
+        images = self.pictures.compose([self.training[i] for i in chosen], mirrored)
+        truncated = torch.rand(size, generator=generator) < self.settings.truncated_share
+        dropped = torch.randint(1, 4, (size,), generator=generator) * truncated
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded, commitment = self.model(images, NUM_SCALES - dropped)
+        loss = reconstruction_loss(decoded, images, self.settings) + self.settings.commitment_weight * commitment
+        loss.backward()
+        self.optimizer.step(factor)
+        self.ema.update()
+        self.step += 1
+        self._losses.append(loss.detach())
+
+    def save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "step": self.step,
+        }
+        save_checkpoint(checkpoint_path(self.folders), state)
+
+    def restore(self) -> None:
+        """Goes on from the run's checkpoint, if there is one."""
+        if not checkpoint_path(self.folders).exists():
+            return
+        state = load_checkpoint(checkpoint_path(self.folders))
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.step = state["step"]
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        logger.info("going on from step %d", self.step)
+
+    @torch.no_grad()
+    def report(self) -> None:
+        """PSNR of the averaged weights on held-out pictures, and a sheet: originals, and all to seven scales of them."""
+        averaged = Autoencoder()
+        averaged.load_state_dict(self.ema.weights)
+        averaged.eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = {
+                f"psnr_{side * side}": measure_psnr(averaged, self.pictures, self.held_out, layout, limit=16)
+                for layout, side in enumerate(LAYOUT_SIDES)
+            }
+            shown = [c for layout in range(3) for c in [h for h in self.held_out if h.layout_index == layout][:4]]
+            images = self.pictures.compose(shown, torch.zeros(len(shown), dtype=torch.bool))
+            rows = [images] + [reconstruct(averaged, images, NUM_SCALES - dropped) for dropped in (0, 1, 3)]
+        save_sheet(self.folders.run / "vae_sheet.png", torch.cat(rows), columns=len(shown))
+        loss = float(torch.stack(self._losses).mean())
+        self._losses.clear()
+        append_log(self.folders.run / "vae_log.jsonl", {"step": self.step, "loss": loss, "time": time.time(), **scores})
+
+
 def train_vae(recipe: Recipe, folders: Folders, minutes: float, decay_minutes: float) -> None:
     """One stretch of training; goes on from the checkpoint if there is one."""
-    settings = recipe.vae
-    pictures = Pictures(folders.packages, recipe.image_side)
-    training, held_out = split_combinations(recipe)
-    torch.manual_seed(recipe.seed)
-    model = Autoencoder()
-    optimizer = Optimizer(model.parameters(), model.inner_convolutions(), settings.optimizer)
-    ema = Ema(model, settings.ema_decay)
-    step = 0
-    if checkpoint_path(folders).exists():
-        state = load_checkpoint(checkpoint_path(folders))
-        model.load_state_dict(state["model"])
-        if state["optimizer"] is not None:
-            optimizer.load_state_dict(state["optimizer"])
-        ema.load_state_dict(state["ema"])
-        step = state["step"]
-        logger.info("going on from step %d", step)
+    trainer = Trainer(recipe, folders)
+    trainer.restore()
     # The stream of examples depends on the seed and the step that the stretch starts at.
-    generator = torch.Generator().manual_seed(recipe.seed + step)
-    stretch = Stretch(minutes, decay_minutes, settings.warmup_steps)
-    first_step, last_saved = step, time.monotonic()
-
-    def save() -> None:
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "ema": ema.state_dict(),
-            "step": step,
-        }
-        save_checkpoint(checkpoint_path(folders), state)
-        _report(folders, model, ema, pictures, held_out, step, last_loss=float(loss))
-
+    generator = torch.Generator().manual_seed(recipe.seed + trainer.step)
+    stretch = Stretch(minutes, decay_minutes, recipe.vae.warmup_steps)
+    first_step, last_saved = trainer.step, time.monotonic()
     while not stretch.is_over():
-        loss = _step(model, pictures, training, settings, generator)
-        optimizer.step(stretch.rate_factor(step - first_step))
-        ema.update()
-        step += 1
+        trainer.train_step(generator, stretch.rate_factor(trainer.step - first_step))
         if time.monotonic() - last_saved > recipe.checkpoint_seconds:
-            save()
+            trainer.save()
+            trainer.report()
             last_saved = time.monotonic()
-    save()
+    trainer.save()
+    trainer.report()
 
 
-def _step(
-    model: Autoencoder, pictures: Pictures, training: list[Combination], settings: VaeRecipe, generator: torch.Generator
-) -> Tensor:
-    """Gradients of one batch; returns its loss."""
-    size = settings.batch_size
-    chosen = torch.randint(len(training), (size,), generator=generator).tolist()
-    mirrored = torch.rand(size, generator=generator) < 0.5
-    images = pictures.compose([training[i] for i in chosen], mirrored)
-    truncated = torch.rand(size, generator=generator) < settings.truncated_share
-    dropped = torch.randint(1, 4, (size,), generator=generator) * truncated
-    with torch.autocast("cpu", torch.bfloat16):
-        decoded, commitment = model(images, NUM_SCALES - dropped)
-    loss = F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + settings.commitment_weight * commitment
+def reconstruction_loss(decoded: Tensor, images: Tensor, settings: VaeRecipe) -> Tensor:
+    """L1 + L2 + weighted L1 between the finite differences along both axes."""
+    loss = F.l1_loss(decoded, images) + F.mse_loss(decoded, images)
     for axis in (-1, -2):
         loss = loss + settings.gradient_weight / 2 * F.l1_loss(decoded.diff(dim=axis), images.diff(dim=axis))
-    loss.backward()
-    return loss.detach()
+    return loss
 
 
 @torch.no_grad()
@@ -132,25 +167,3 @@ def measure_psnr(model: Autoencoder, pictures: Pictures, held_out: list[Combinat
     chosen = [c for c in held_out if c.layout_index == layout][:limit]
     images = pictures.compose(chosen, torch.zeros(len(chosen), dtype=torch.bool))
     return float(psnr(reconstruct(model, images), images).mean())
-
-
-def _report(
-    folders: Folders,
-    model: Autoencoder,
-    ema: Ema,
-    pictures: Pictures,
-    held_out: list[Combination],
-    step: int,
-    last_loss: float,
-) -> None:
-    """PSNR of the EMA weights on held-out combinations, and a sheet: originals above their reconstructions."""
-    averaged = Autoencoder()
-    averaged.load_state_dict(ema.weights)
-    averaged.eval()
-    with torch.autocast("cpu", torch.bfloat16):
-        scores = {f"psnr_{n}": measure_psnr(averaged, pictures, held_out, i, 16) for i, n in enumerate((1, 4, 9))}
-        append_log(folders.run / "vae_log.jsonl", {"step": step, "loss": last_loss, "time": time.time(), **scores})
-        shown = [c for layout in range(3) for c in [h for h in held_out if h.layout_index == layout][:4]]
-        images = pictures.compose(shown, torch.zeros(len(shown), dtype=torch.bool))
-        rows = [images] + [reconstruct(averaged, images, n) for n in (NUM_SCALES, NUM_SCALES - 1, NUM_SCALES - 3)]
-    save_sheet(folders.run / "vae_sheet.png", torch.cat(rows), columns=len(shown))
