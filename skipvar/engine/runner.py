@@ -75,7 +75,15 @@ class Runner:
             batch.images[index].slot = slot
         self._slots.store(self._index(slots), batch.cache, self._index(indices), branches=1 + batch.is_guided)
 
-    def run_suffix(self, images: Sequence[ImageState], decision_scale: int, modes: Sequence[Mode], limit: int) -> None:
+    def run_suffix(
+        self,
+        images: Sequence[ImageState],
+        decision_scale: int,
+        modes: Sequence[Mode],
+        limit: int,
+        *,
+        keep_slots: bool = False,
+    ) -> None:
         """The scales after the decision scale, for images that share their modes; frees their slots."""
         slots = [image.slot for image in images if image.slot is not None]
         members = [*slots, *([slots[0]] * (self._size(images, limit) - len(slots)))]
@@ -94,8 +102,9 @@ class Runner:
             scale=first, is_guided=is_guided, size=len(members), use_mask=self._use_mask,
         )  # fmt: skip
         self._run(batch, modes)
-        for image in images:
-            self.release(image)
+        if not keep_slots:
+            for image in images:
+                self.release(image)
 
     def release(self, image: ImageState) -> None:
         """Frees the slot of an image that will not go on."""

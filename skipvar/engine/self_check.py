@@ -27,8 +27,8 @@ class Verdict:
 def make_batch_invariant(pipeline: Pipeline, schedule: Schedule, batch_size: int) -> Verdict:
     """Finds the smallest row padding under which this processor gives the same bits in any batch, and leaves it set.
 
-    CPU only; the caller has set one thread. The last padding stays set where none passes. Text and images need no check:
-    there the text encoder and the decoder run one image at a time.
+    CPU only; the caller has set one thread. The last padding stays set where none passes. Text and images need no
+    check: there the text encoder and the decoder run one image at a time.
     """
     for padding in ROW_PADDINGS:
         set_row_padding(pipeline.transformer, padding)

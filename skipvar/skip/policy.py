@@ -135,6 +135,10 @@ class LogisticPolicy:
 
     def decide(self, request: Request, probe: Probe | None) -> Decision:  # noqa: ARG002
         assert probe is not None
+        return self.choose(probe)
+
+    def choose(self, probe: Probe) -> Decision:
+        """The arg max of the first stage; where that is to skip nothing, of the second."""
         features = (probe.sobel_change, probe.fft_high_frequency_ratio)
         skip, uncond = self.skip.probabilities(features), self.uncond.probabilities(features)
         scores = {f"skip_{count}": share for count, share in skip.items() if count}
@@ -194,8 +198,8 @@ def _load_file(path: Path, facts: ModelFacts, *, force: bool) -> Policy:
             content_hash=hashlib.sha256(raw).hexdigest(),
             decision_scale=min(int(fitted_for["decision_scale"]), facts.num_scales - 4),
             grid_scale=int(probe["grid_scale"]),
-            skip=_stage(content["stages"]["skip"]),
-            uncond=_stage(content["stages"]["uncond"]),
+            skip=stage_from_json(content["stages"]["skip"]),
+            uncond=stage_from_json(content["stages"]["uncond"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"policy {path}: not a policy file ({type(error).__name__}: {error})") from error
@@ -206,7 +210,8 @@ def _load_file(path: Path, facts: ModelFacts, *, force: bool) -> Policy:
     return policy
 
 
-def _stage(content: Mapping[str, Any]) -> LogisticStage:
+def stage_from_json(content: Mapping[str, Any]) -> LogisticStage:
+    """A stage out of a policy file; raises `ValueError` or `KeyError` where it is not one."""
     stage = LogisticStage(
         classes=tuple(int(label) for label in content["classes"]),
         coef=tuple(tuple(float(value) for value in row) for row in content["coef"]),

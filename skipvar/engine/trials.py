@@ -1,0 +1,69 @@
+"""Trials: one image made under every strategy from one prefix, the raw material of calibration."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from skipvar.engine.memory import image_costs, plan_memory
+from skipvar.engine.runner import Runner
+from skipvar.engine.sampler import SamplingRules, start_image
+from skipvar.model.pipeline import Pipeline
+from skipvar.skip.strategy import STRATEGY_NAMES, default_decision_scale, make_strategy
+from skipvar.types import Probe, Request
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An image of every strategy, and the probe at each of some grids."""
+
+    request: Request
+    pixels: dict[str, np.ndarray]
+    """By strategy: `(H, W, 3)` uint8."""
+    probes: dict[int, Probe]
+    """By the scale whose grid the probe was decoded at."""
+
+
+def make_trials(
+    pipeline: Pipeline, rules: SamplingRules, requests: Sequence[Request], grid_scales: Sequence[int], batch_size: int
+) -> Iterator[Trial]:
+    """Makes trials of requests that share one aspect ratio, a batch at a time.
+
+    Raises `ValueError` where the schedule is too short for a decision.
+    """
+    schedule = pipeline.schedule(requests[0].aspect_ratio, rules.size)
+    decision_scale = default_decision_scale(schedule.num_scales)
+    if decision_scale is None:
+        raise ValueError(f"{schedule.num_scales} scales are too few to skip any")
+    costs = image_costs(pipeline.config, (schedule,), decision_scale + 1, pipeline.dtype.itemsize)
+    plan = plan_memory(costs, batch_size=batch_size, pool_images=batch_size, free_bytes=None)
+    runner = Runner(pipeline, rules, plan, slot_tokens=costs.prefix_tokens, use_mask=False, fixed_shapes=False)
+    for start in range(0, len(requests), batch_size):
+        yield from _make_batch(runner, requests[start : start + batch_size], grid_scales, decision_scale)
+
+
+def _make_batch(
+    runner: Runner, requests: Sequence[Request], grid_scales: Sequence[int], decision_scale: int
+) -> Iterator[Trial]:
+    images = [start_image(runner.pipeline, request, runner.rules) for request in requests]
+    working = runner.run_prefix(images, decision_scale, len(images))
+    probes = {scale: runner.probe(working, decision_scale, scale) for scale in grid_scales}
+    runner.hold(working, range(len(images)))
+    at_decision = [(image.slot, image.code_sum, image.generator.get_state()) for image in images]
+    pixels = {}
+    for name in STRATEGY_NAMES:
+        strategy = make_strategy(name, images[0].schedule.num_scales)
+        for image, (slot, code_sum, stream) in zip(images, at_decision, strict=True):
+            image.slot, image.code_sum = slot, code_sum
+            image.generator.set_state(stream)
+        if strategy.num_scales_run > decision_scale + 1:
+            runner.run_suffix(images, decision_scale, strategy.modes, len(images), keep_slots=True)
+        pixels[name] = runner.decode(images)
+    for image in images:
+        runner.release(image)
+    for index, request in enumerate(requests):
+        yield Trial(
+            request,
+            {name: values[index] for name, values in pixels.items()},
+            {scale: values[index] for scale, values in probes.items()},
+        )
