@@ -73,6 +73,7 @@ def fit_stage(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     from sklearn.linear_model import LogisticRegression
 
     mean, scale = x.mean(axis=0), x.std(axis=0)
+    scale[scale == 0] = 1.0  # a feature that never varies says nothing; dividing by it would
     classes = sorted({int(label) for label in y})
     if len(classes) == 1:
         coef, intercept = np.zeros((1, x.shape[1])), np.zeros(1)

@@ -15,7 +15,7 @@ FITTED_FOR = {"model": "emoji", "num_scales": 10, "decision_scale": 6, "weights_
 
 
 def trial(change: float, noise: float, **ssim: float) -> TrialScores:
-    scores = {name: 1.0 for name in STRATEGY_NAMES} | ssim
+    scores = dict.fromkeys(STRATEGY_NAMES, 1.0) | ssim
     probe = Probe(sobel_change=change, fft_high_frequency_ratio=0.5 + 0.1 * change)
     blind = Probe(sobel_change=noise, fft_high_frequency_ratio=0.5)
     return TrialScores(probes={4: blind, 9: probe}, ssim=scores)
