@@ -246,7 +246,7 @@ class Driver:
         if num_done >= MIN_COUNTED_REQUESTS and self._metrics.num_failures > share * num_done:
             raise StoppedError(
                 f"{self._metrics.num_failures} of {num_done} requests failed, more than max_error_share ({share:g}); "
-                "see the error table under errors/, then run again, with a higher max_error_share if that is as it should be."
+                "see the error table under errors/, then run again, with a higher max_error_share if that is right."
             )
 
 

@@ -22,8 +22,6 @@ def estimate(config: RunConfig) -> str:
     plan = plan_input(config)
     costs = estimate_cost(config)["token_forwards"]
     is_cuda = config.model.device == "cuda" or (config.model.device == "auto" and torch.cuda.is_available())
-    if not is_cuda:
-        torch.set_num_threads(config.cluster.cpus_per_replica)
     engine = build_real_engine(replace(config, model=replace(config.model, device="cuda" if is_cuda else "cpu")))
     plan = plan_for_model(plan, config, engine.describe())
     items = itertools.islice(read_unit(plan.unit(0), plan.spec), WARM_UP_IMAGES)

@@ -70,9 +70,7 @@ class Fleet:
         """Create replicas until there are `size`; those that the cluster has no room for yet wait for it."""
         while len(self.members) < size:
             name = f"replica-{next(self._numbers)}"
-            actor = ReplicaActor.options(**self._cluster.actor_options()).remote(
-                name, self._cluster.cpus_per_replica, self._engine_factory
-            )
+            actor = ReplicaActor.options(**self._cluster.actor_options()).remote(name, self._engine_factory)
             self.members.append(Member(name, actor))
 
     def call(self, member: Member, method: str, argument: Any = None, *more: Any) -> None:

@@ -41,8 +41,11 @@ class WorkOrder:
 
 def build_real_engine(config: RunConfig) -> Any:
     """The engine that the configuration describes, on this process' device."""
-    from skipvar.engine.build import build_engine  # imports torch: replicas only
+    import torch  # replicas only: the driver does without
 
+    from skipvar.engine.build import build_engine
+
+    torch.set_num_threads(config.cluster.cpus_per_replica)
     return build_engine(_with_local_files(config))
 
 
@@ -70,10 +73,9 @@ def _with_local_files(config: RunConfig) -> RunConfig:
 class Replica:
     """One engine on one device. Every method returns something small; images never pass through Ray."""
 
-    def __init__(self, name: str, num_threads: int, engine_factory: EngineFactory) -> None:
+    def __init__(self, name: str, engine_factory: EngineFactory) -> None:
         self.name = f"{name}@{socket.gethostname()}"
         self._engine_factory = engine_factory
-        self._num_threads = num_threads
         self._worker: Worker | None = None
         self._log: StoredLog | None = None
 
@@ -82,9 +84,6 @@ class Replica:
         return await asyncio.to_thread(self._start, config)
 
     def _start(self, config: RunConfig) -> dict[str, Any]:
-        import torch
-
-        torch.set_num_threads(self._num_threads)
         self._config = config
         self._engine = self._engine_factory(config)
         return {**self._engine.describe(), "replica": self.name, "process": os.getpid()}
@@ -108,7 +107,7 @@ class Replica:
             open_writer,
             wanted_requests=order.wanted_requests,
             max_open_requests=order.max_open_requests,
-            num_encoders=max(1, self._num_threads),
+            num_encoders=self._config.cluster.cpus_per_replica,
         )
 
     async def run(self, assignment: Assignment) -> UnitReport | None:

@@ -4,11 +4,13 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from skipvar.distributed.dispatch import Assignment
+from skipvar.errors import ModelError
 from skipvar.types import Failure, Image, Request, UnitReport
 
 STRATEGIES = ("base", "skip_1", "skip_2", "uncond_1")
@@ -54,13 +56,15 @@ class FakeEngine:
             "batch_size": self.batch_size,
             "pool_images": 4 * self.batch_size,
             "batch_invariant": True,
-            "model_name": "fake",
-            "model_config_hash": "0" * 64,
+            "torch": "0",
+            "model": "fake",
+            "model_config_sha256": "0" * 64,
             "weights_sha256": {"fake": "0" * 64},
-            "policy": {"name": "spread", "hash": "0" * 64},
+            "policy": "spread",
+            "policy_sha256": "spread",
+            "size": "8",
             "num_scales": 3,
             "max_image_pixels": 64,
-            "torch_version": "0",
         }
 
     def _make(self, request: Request, strategy: str) -> Image | Failure:
@@ -126,3 +130,31 @@ def make_request(position: int, prompt: str = "a cat") -> Request:
         top_p=0.97,
         aspect_ratio=1.0,
     )
+
+
+def build_fake_engine(config: object) -> FakeEngine:
+    """The engine factory for tests."""
+    return FakeEngine()
+
+
+def build_slow_engine(config: object) -> FakeEngine:
+    return FakeEngine(step_seconds=0.1)
+
+
+class ForgivingEngine(FakeEngine):
+    """Makes what the others fail."""
+
+    def _make(self, request: Request, strategy: str) -> Image | Failure:
+        return super()._make(replace(request, prompt="x"), strategy)
+
+
+def build_forgiving_engine(config: object) -> FakeEngine:
+    return ForgivingEngine()
+
+
+def build_no_engine(config: object) -> FakeEngine:
+    raise ModelError("model.path: no weights there.")
+
+
+def build_dying_engine(config: object) -> FakeEngine:
+    os._exit(1)

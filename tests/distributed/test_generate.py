@@ -1,0 +1,200 @@
+"""Whole runs on a real local Ray with a fake engine: what is lost, is made again; every request is accounted for once."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from fakes import (
+    build_dying_engine,
+    build_fake_engine,
+    build_forgiving_engine,
+    build_no_engine,
+    build_slow_engine,
+)
+
+from skipvar.config import RunConfig, load_config
+from skipvar.errors import ConfigError, ModelError, StoppedError
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.fixture
+def make_config(tmp_path: Path):
+    def make(prompts: list[str], *overrides: str) -> RunConfig:
+        (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
+        (tmp_path / "run.yaml").write_text(
+            f"input: {{path: {tmp_path}/prompts.txt}}\n"
+            f"output: {{path: {tmp_path}/out, unit_rows: 10}}\n"
+            "model: {path: 'random:0', device: cpu}\n"
+            "cluster: {replicas: {max: 2}}\n"
+        )
+        return load_config(tmp_path / "run.yaml", overrides)
+
+    return make
+
+
+def run(config: RunConfig, factory: Any = build_fake_engine, stop: Any = None) -> Any:
+    from skipvar.distributed.driver import StopSignal
+    from skipvar.distributed.generate import generate
+
+    return generate(config, stop or StopSignal(), factory)
+
+
+def published(config: RunConfig) -> tuple[list[int], dict[int, str]]:
+    """Positions in the data files, and those in the error files that count with their error classes."""
+    output = Path(config.output.path)
+    data, errors = [], {}
+    for path in sorted((output / "data").glob("*.parquet")):
+        table = pq.read_table(path)
+        data += table.column("position").to_pylist()
+        named = (pq.read_metadata(path).metadata or {}).get(b"skipvar.errors", b"").decode()
+        if named:
+            rows = pq.read_table(output / named).to_pylist()
+            errors |= {row["position"]: row["error_class"] for row in rows}
+    return data, errors
+
+
+def state_of(config: RunConfig) -> str:
+    return str(json.loads((Path(config.output.path) / "_run.json").read_text())["state"])
+
+
+def test_a_whole_run(make_config) -> None:
+    config = make_config([f"prompt {n}" for n in range(95)])
+    outcome = run(config)
+    assert (outcome.exit_code, outcome.state) == (0, "finished")
+    data, errors = published(config)
+    assert sorted(data) == list(range(95)) and not errors
+    assert outcome.counts["images"] == 95
+    assert (Path(config.output.path) / "_SUCCESS").exists()
+    assert (Path(config.output.path) / "preview.png").exists()
+    assert {path.name.split("-")[0] for path in (Path(config.output.path) / "_log").iterdir()} >= {"driver.log"}
+
+
+def test_a_second_run_has_nothing_to_do(make_config) -> None:
+    config = make_config([f"prompt {n}" for n in range(15)])
+    first, second = run(config), run(config)
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert second.counts["session_images"] == 0
+    assert second.counts["images"] == 15
+
+
+def test_failed_requests_are_error_rows(make_config) -> None:
+    config = make_config([f"fail {n}" if n % 10 == 3 else f"prompt {n}" for n in range(40)])
+    outcome = run(config)
+    assert (outcome.exit_code, outcome.state) == (3, "finished_with_errors")
+    data, errors = published(config)
+    assert sorted(errors) == [3, 13, 23, 33]
+    assert sorted(data + list(errors)) == list(range(40))
+    assert run(config).exit_code == 3  # the errors of an earlier session count too
+
+
+def test_a_request_that_kills_its_replica_becomes_an_error_row(make_config) -> None:
+    prompts = [f"die {n}" if n == 6 else f"prompt {n}" for n in range(12)]
+    config = make_config(prompts, "max_attempts=1", "output.unit_rows=4")
+    outcome = run(config)
+    assert outcome.exit_code == 3
+    data, errors = published(config)
+    assert errors == {6: "ReplicaDiedError"}
+    assert sorted([*data, 6]) == list(range(12))
+
+
+def test_a_broken_engine_is_replaced(make_config) -> None:
+    config = make_config(["a", "raise"], "max_attempts=1")
+    outcome = run(config)
+    assert outcome.exit_code == 3
+    assert published(config)[1] == {1: "ReplicaDiedError"}
+
+
+def test_a_killed_replica_costs_no_row(make_config) -> None:
+    config = make_config([f"prompt {n}" for n in range(200)])
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if len(list((Path(config.output.path) / "data").glob("*"))) >= 3:
+                break
+            time.sleep(0.05)
+        record = json.loads((Path(config.output.path) / "_run.json").read_text())
+        os.kill(record["resolved"]["process"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    outcome = run(config, build_slow_engine)
+    killer.join()
+    assert outcome.exit_code == 0
+    counts = Counter(published(config)[0])
+    assert sorted(counts) == list(range(200)) and set(counts.values()) == {1}
+
+
+def test_stopping_leaves_whole_units_and_the_same_command_resumes(make_config) -> None:
+    from skipvar.distributed.driver import StopSignal
+
+    config = make_config([f"prompt {n}" for n in range(200)])
+    stop = StopSignal()
+
+    def stop_soon() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not list((Path(config.output.path) / "data").glob("*")):
+            time.sleep(0.05)
+        stop.stop("a test")
+
+    stopper = threading.Thread(target=stop_soon)
+    stopper.start()
+    outcome = run(config, build_slow_engine, stop)
+    stopper.join()
+    assert (outcome.exit_code, state_of(config)) == (4, "stopped")
+    assert "a test" in outcome.reason
+    data, _ = published(config)
+    assert 0 < len(data) < 200 and len(data) % 10 == 0
+    assert not list((Path(config.output.path) / "_tmp").glob("*"))
+    assert run(config).exit_code == 0
+    assert sorted(published(config)[0]) == list(range(200))
+
+
+def test_time_is_up(make_config) -> None:
+    config = make_config([f"prompt {n}" for n in range(200)], "max_seconds=1.5")
+    outcome = run(config, build_slow_engine)
+    assert outcome.exit_code == 4
+    assert "max_seconds" in outcome.reason
+
+
+def test_too_many_failures_end_the_run(make_config) -> None:
+    config = make_config(["fail"] * 300, "max_error_share=0.5")
+    outcome = run(config, build_slow_engine)
+    assert outcome.exit_code == 4
+    assert "max_error_share" in outcome.reason
+
+
+def test_retried_errors_are_published_beside(make_config) -> None:
+    config = make_config([f"fail {n}" if n in (3, 12) else f"prompt {n}" for n in range(20)])
+    assert run(config).exit_code == 3
+    outcome = run(replace(config, retry_errors=True), build_forgiving_engine)
+    assert outcome.exit_code == 0
+    assert sorted(published(config)[0]) == list(range(20))
+
+
+def test_a_changed_setting_is_refused(make_config) -> None:
+    config = make_config([f"prompt {n}" for n in range(10)])
+    assert run(config).exit_code == 0
+    changed = replace(config, sampling=replace(config.sampling, cfg=4.0))
+    with pytest.raises(ConfigError, match=r"sampling\.cfg: 3\.0 -> 4\.0"):
+        run(changed)
+    assert run(replace(config, engine=replace(config.engine, batch_size=3))).exit_code == 0
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_sentence(make_config) -> None:
+    with pytest.raises(ModelError, match="no weights there"):
+        run(make_config(["a"]), build_no_engine)
+
+
+def test_replicas_that_never_come_up_end_the_run(make_config) -> None:
+    with pytest.raises(StoppedError, match="replicas in a row died"):
+        run(make_config(["a"], "max_attempts=2"), build_dying_engine)
