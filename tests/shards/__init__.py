@@ -1,0 +1,1 @@
+"""Tests of skipvar/shards on local folders."""

@@ -1,0 +1,1 @@
+"""Tests of skipvar/shards against a real S3 server."""
