@@ -110,7 +110,7 @@ def _describe(
     is_cuda = pipeline.device.type == "cuda"
     return {
         "device": pipeline.device.type,
-        "processor": torch.cuda.get_device_name() if is_cuda else platform.processor() or platform.machine(),
+        "processor": torch.cuda.get_device_name() if is_cuda else _cpu_name(),
         "torch": torch.__version__,
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "model": pipeline.config.name,
@@ -127,6 +127,11 @@ def _describe(
         "batch_invariant": batch_invariant,
         "self_check": None if verdict is None else dataclasses.asdict(verdict),
     }
+
+
+def _cpu_name() -> str:
+    """What rounding may depend on: the machine's kind and the instructions that torch uses there."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def estimate_cost(config: RunConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 
 from skipvar.engine.batcher import Batch, Batcher, Bucket, Limits, Stream
 from skipvar.engine.runner import Runner
-from skipvar.engine.sampler import ImageState, SamplingRules, WorkingBatch, finished_image, start_image
+from skipvar.engine.sampler import ImageState, SamplingRules, WorkingBatch, encode_text, finished_image, new_image
 from skipvar.engine.statistics import BatchCount, EngineStatistics
 from skipvar.errors import ModelError, RowError
 from skipvar.model.pipeline import Pipeline
@@ -37,7 +37,6 @@ class Engine:
         """What was resolved when it was built: `describe()`."""
         self._runner = runner
         self._batcher: Batcher[ImageState] = Batcher(limits)
-        self._submitted: list[Request] = []
         self._failed: list[Failure] = []
 
     def describe(self) -> dict[str, Any]:
@@ -47,21 +46,17 @@ class Engine:
     @property
     def num_pending(self) -> int:
         """Requests that were submitted and not returned."""
-        return len(self._submitted) + len(self._failed) + self._batcher.num_queued + self._batcher.num_waiting
+        return len(self._failed) + self._batcher.num_queued + self._batcher.num_waiting
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queues requests; a request that this model cannot make comes back from `step` as a failure."""
         for request in requests:
             try:
-                schedule = self.pipeline.schedule(request.aspect_ratio, self.rules.size)
-                if len(request.cfg) != schedule.num_scales or len(request.tau) != schedule.num_scales:
-                    raise RowError(f"cfg and tau need one value for each of {schedule.num_scales} scales")
-                with self._timed("text"):
-                    image = start_image(self.pipeline, request, self.rules)
+                image = new_image(self.pipeline, request, self.rules)
             except RowError as error:
                 self._fail(request, error)
             else:
-                self._batcher.add(Stream(schedule, image.is_guided), image)
+                self._batcher.add(Stream(image.schedule, image.is_guided), image)
 
     def can_step(self, *, flush: bool = False) -> bool:
         """Whether `step` would do anything; without `flush` an engine may wait for more images to fill a batch."""
@@ -97,6 +92,9 @@ class Engine:
         try:
             if isinstance(batch.key, Bucket):
                 return self._run_suffix(batch, batch.key)
+            with self._timed("text", batch.items):
+                for image in batch.items:
+                    encode_text(self.pipeline, image)
             if self.policy.known_strategy is not None:
                 return self._run_whole(batch, self.policy.known_strategy)
             return self._run_prefix(batch)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skipvar.errors import RowError
 from skipvar.model.bsq import add_code, bits_to_code, next_input
 from skipvar.model.kv_cache import KeyValueCache
 from skipvar.model.pipeline import Pipeline, to_uint8
@@ -39,9 +40,9 @@ class ImageState:
 
     request: Request
     schedule: Schedule
-    text: tuple[TextState, ...]
-    """Of one row each: conditional, then unconditional where the image is guided."""
     generator: torch.Generator
+    text: tuple[TextState, ...] = ()
+    """Of one row each: conditional, then unconditional where the image is guided. Empty before `encode_text`."""
     code_sum: Tensor | None = None
     """`(dv, h, w)` float32; None before the first scale."""
     is_finite: bool = True
@@ -66,18 +67,36 @@ class ImageState:
         return run, full
 
 
-def start_image(pipeline: Pipeline, request: Request, rules: SamplingRules) -> ImageState:
-    """Encodes an image's text and seeds its stream. Raises `RowError` for a ratio that the model lacks."""
+def new_image(pipeline: Pipeline, request: Request, rules: SamplingRules) -> ImageState:
+    """An image that has not started: its schedule and its stream, no text yet.
+
+    Raises `RowError` for a ratio that the model lacks, and for cfg or tau of another number of scales.
+    """
     schedule = pipeline.schedule(request.aspect_ratio, rules.size)
-    is_guided = any(cfg != 1 for cfg in request.cfg)
+    if {len(request.cfg), len(request.tau)} != {schedule.num_scales}:
+        raise RowError(
+            f"cfg has {len(request.cfg)} values and tau {len(request.tau)}: both need one for each of the "
+            f"{schedule.num_scales} scales"
+        )
+    return ImageState(request=request, schedule=schedule, generator=torch.Generator().manual_seed(request.seed))
+
+
+def encode_text(pipeline: Pipeline, image: ImageState) -> None:
+    """Fills in an image's text, once."""
+    if image.text:
+        return
+    request = image.request
     features = pipeline.text_encoder.encode(request.prompt)
-    negative = pipeline.text_encoder.encode(request.negative_prompt) if request.negative_prompt and is_guided else None
-    return ImageState(
-        request=request,
-        schedule=schedule,
-        text=encode_branches(pipeline, features, negative, is_guided=is_guided),
-        generator=torch.Generator().manual_seed(request.seed),
-    )
+    has_negative = request.negative_prompt is not None and image.is_guided
+    negative = pipeline.text_encoder.encode(request.negative_prompt or "") if has_negative else None
+    image.text = encode_branches(pipeline, features, negative, is_guided=image.is_guided)
+
+
+def start_image(pipeline: Pipeline, request: Request, rules: SamplingRules) -> ImageState:
+    """An image that is ready for its first scale: `new_image`, then `encode_text`."""
+    image = new_image(pipeline, request, rules)
+    encode_text(pipeline, image)
+    return image
 
 
 @torch.inference_mode()
