@@ -11,7 +11,7 @@ import torch
 from skipvar.config import RunConfig
 from skipvar.engine.batcher import Limits
 from skipvar.engine.engine import Engine
-from skipvar.engine.memory import Costs, image_costs, plan_memory, strategies_of
+from skipvar.engine.memory import Costs, image_costs, plan_memory
 from skipvar.engine.runner import Runner
 from skipvar.engine.sampler import SamplingRules
 from skipvar.engine.self_check import Verdict, make_batch_invariant
@@ -21,6 +21,7 @@ from skipvar.model.pipeline import EMBEDDED_FOLDER, Pipeline, load_pipeline, rea
 from skipvar.model.presets import PRESETS
 from skipvar.model.schedules import Schedule, find_schedule
 from skipvar.skip.policy import ModelFacts, load_policy
+from skipvar.skip.strategy import STRATEGY_NAMES, default_decision_scale, make_strategy
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,13 @@ def build_engine(config: RunConfig) -> Engine:
     facts = ModelFacts(pipeline.config.name, schedules[0].num_scales, pipeline.weights_sha256)
     policy = load_policy(config.policy, facts, force=config.policy_force)
     batch_invariant = _resolve_batch_invariant(config, pipeline)
-    prefix_scales = 0 if policy.known_strategy is not None else (policy.decision_scale or 0) + 1
-    costs = image_costs(pipeline.config, schedules, prefix_scales, pipeline.dtype.itemsize)
+    costs = image_costs(
+        pipeline.config,
+        schedules,
+        pipeline.dtype.itemsize,
+        decision_scale=policy.decision_scale,
+        known_strategy=policy.known_strategy,
+    )
     plan = plan_memory(
         costs,
         batch_size=_number(config.engine.batch_size),
@@ -140,10 +146,11 @@ def estimate_cost(config: RunConfig) -> dict[str, Any]:
     rules = sampling_rules(config, model)
     schedule = find_schedule(model.schedules, config.sampling.aspect_ratio, rules.size)
     tokens = [schedule.num_tokens(scale) for scale in range(schedule.num_scales)]
-    costs = image_costs(model, (schedule,), 0, 4)
+    has_decision = default_decision_scale(schedule.num_scales) is not None
+    strategies = [make_strategy(name, len(tokens)) for name in (STRATEGY_NAMES if has_decision else STRATEGY_NAMES[:1])]
     return {
         "num_scales": schedule.num_scales,
-        "token_forwards": {strategy.name: strategy.token_forwards(tokens) for strategy in strategies_of(costs)},
+        "token_forwards": {strategy.name: strategy.token_forwards(tokens) for strategy in strategies},
     }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from skipvar.model.config import ModelConfig
 from skipvar.model.schedules import Schedule
-from skipvar.skip.strategy import NUM_DECIDED_SCALES, STRATEGY_NAMES, Mode, Strategy, make_strategy
+from skipvar.skip.strategy import STRATEGY_NAMES, Mode, Strategy, make_strategy
 
 BRANCHES = 2
 """Rows of a guided image. Room is made for both: any row of the input may ask for guidance."""
@@ -23,8 +23,10 @@ class Costs:
     """Bytes and tokens of one image of a model at one size: the worst of its aspect ratios."""
 
     schedules: tuple[Schedule, ...]
+    strategies: tuple[Strategy, ...]
+    """Those that may occur: one, where it is known before an image starts."""
     prefix_scales: int
-    """Scales before the decision; 0 where every image's strategy is known before it starts, and none waits."""
+    """Scales up to the decision; 0 where every image's strategy is known before it starts, and none waits."""
     bytes_per_token: int
     """Keys and values of one token in all layers."""
     width: int
@@ -76,25 +78,28 @@ class MemoryPlan:
     """Capacity of the working cache: tokens over all rows of the largest batch."""
 
 
-def image_costs(config: ModelConfig, schedules: tuple[Schedule, ...], prefix_scales: int, element_bytes: int) -> Costs:
-    """What one image costs, from the model's sizes alone."""
+def image_costs(
+    config: ModelConfig,
+    schedules: tuple[Schedule, ...],
+    element_bytes: int,
+    *,
+    decision_scale: int | None,
+    known_strategy: str | None,
+) -> Costs:
+    """What one image costs, from the model's sizes alone; `known_strategy` where a policy names it from the start."""
+    num_scales = schedules[0].num_scales
+    names = [known_strategy] if known_strategy is not None else STRATEGY_NAMES
     transformer = config.transformer
     factor = config.vae.patch_size * (2 if transformer.spatial_patchify else 1)
     pixels = max(schedule.num_tokens(schedule.num_scales - 1) for schedule in schedules) * factor**2
     return Costs(
         schedules=schedules,
-        prefix_scales=prefix_scales,
+        strategies=tuple(make_strategy(name, num_scales) for name in names),
+        prefix_scales=0 if known_strategy is not None or decision_scale is None else decision_scale + 1,
         bytes_per_token=2 * transformer.depth * transformer.width * element_bytes,
         width=transformer.width,
         decode_bytes=pixels * config.vae.base_width * config.vae.width_multipliers[0] * element_bytes * DECODE_TENSORS,
     )
-
-
-def strategies_of(costs: Costs) -> list[Strategy]:
-    """The strategies that the schedule has room for."""
-    num_scales = costs.schedules[0].num_scales
-    names = STRATEGY_NAMES if num_scales > NUM_DECIDED_SCALES else STRATEGY_NAMES[:1]
-    return [make_strategy(name, num_scales) for name in names]
 
 
 def plan_memory(
@@ -109,7 +114,7 @@ def plan_memory(
     Given sizes are taken as they are.
     """
     waits = costs.waits
-    strategies = strategies_of(costs)
+    strategies = costs.strategies
     if batch_size is not None or free_bytes is None:
         size = batch_size or DEFAULT_CPU_BATCH
         suffix_images = {strategy.name: size for strategy in strategies}

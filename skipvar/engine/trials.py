@@ -35,7 +35,9 @@ def make_trials(
     decision_scale = default_decision_scale(schedule.num_scales)
     if decision_scale is None:
         raise ValueError(f"{schedule.num_scales} scales are too few to skip any")
-    costs = image_costs(pipeline.config, (schedule,), decision_scale + 1, pipeline.dtype.itemsize)
+    costs = image_costs(
+        pipeline.config, (schedule,), pipeline.dtype.itemsize, decision_scale=decision_scale, known_strategy=None
+    )
     plan = plan_memory(costs, batch_size=batch_size, pool_images=batch_size, free_bytes=None)
     runner = Runner(pipeline, rules, plan, slot_tokens=costs.prefix_tokens, use_mask=False, fixed_shapes=False)
     for start in range(0, len(requests), batch_size):
