@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from skipvar.distributed.generate import StopSignal, generate, summary
 
         stop = StopSignal()
-        stop.listen()
-        outcome = generate(config, stop)
+        with stop.listening():
+            outcome = generate(config, stop)
         print(summary(outcome))
         return outcome.exit_code
     except SkipvarError as error:

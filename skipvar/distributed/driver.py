@@ -1,11 +1,12 @@
 """Hands units to replicas until every one is published, or the run has to stop. It keeps no prompts."""
 
+import contextlib
 import logging
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +43,15 @@ class StopSignal:
         self.reason = self.reason or reason
         self._event.set()
 
-    def listen(self) -> None:
-        """Stop at SIGINT and SIGTERM; a second one ends the process at once. For the main thread."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Meanwhile SIGINT and SIGTERM stop the run; a second one ends the process at once. For the main thread."""
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self.stop(signal.Signals(number).name)

@@ -97,17 +97,21 @@ class Fleet:
         with contextlib.suppress(RayError):
             ray.kill(member.actor)
 
-    def stop(self, timeout_seconds: float) -> list[dict[str, Any]]:
-        """Let all replicas publish what is complete, end them, and return the statistics of those that answered."""
-        self._calls.clear()
+    def stop(self, timeout_seconds: float) -> list[Event]:
+        """Let all replicas publish what is complete, then end them.
+
+        Returns the events of this time: the units that were published still, and the statistics (of `stop`) of the
+        replicas that answered.
+        """
         for member in self.members:
             self.call(member, "stop")
-        if self._calls:
-            ray.wait(list(self._calls), num_returns=len(self._calls), timeout=timeout_seconds)
-        results = [event.result for event in self.events(0)]
+        stops = [reference for reference, (_, method, _) in self._calls.items() if method == "stop"]
+        if stops:
+            ray.wait(stops, num_returns=len(stops), timeout=timeout_seconds, fetch_local=False)
+        events = list(self.events(0))
         for member in list(self.members):
             self.drop(member)
-        return [result for result in results if isinstance(result, dict)]
+        return events
 
 
 def _outcome(reference: Any) -> Any:

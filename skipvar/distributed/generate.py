@@ -22,6 +22,7 @@ from skipvar.report.sheet import write_sheet
 from skipvar.shards.lease import Lease
 from skipvar.shards.ledger import State
 from skipvar.shards.prompts import plan_input
+from skipvar.types import UnitReport
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,12 @@ def _make(
     except SkipvarError as error:
         reason = str(error)
         logger.error("%s", error)
-    statistics = fleet.stop(STOP_SECONDS)
+    statistics = []
+    for event in fleet.stop(STOP_SECONDS):
+        if isinstance(event.result, UnitReport):
+            metrics.published(event.result)
+        elif event.method == "stop" and isinstance(event.result, dict):
+            statistics.append(event.result)
     metrics.close()
     return _verdict(run, metrics, statistics, reason)
 

@@ -1,0 +1,181 @@
+"""Malformed configurations and inputs: one sentence that names key or file, exit 2, and no Ray started for it."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.generate import main
+
+BAD_OVERRIDES = {
+    "sampling.cgf=3": "did you mean sampling.cfg?",
+    "limit=3": "did you mean input.limit?",
+    "nonsense": "write key=value",
+    "=3": "write key=value",
+    "input=3": "expected a section",
+    "audit=null": "expected a section",
+    "input.limit=-1": "input.limit",
+    "input.limit=0": "input.limit",
+    "input.limit=1.5": "a whole number",
+    "input.limit=[3]": "a whole number",
+    "input.path=[]": "input.path",
+    "input.path=[3]": "input.path",
+    "input.path={a: b}": "input.path",
+    "input.path=gs://bucket/x.txt": "s3://",
+    "input.path=${missing}": "missing",
+    "input.prompt_column=''": "name of a column",
+    "output.path=": "output.path",
+    "output.path={time}/x": "{date}",
+    "output.path=s3://": "bucket",
+    "output.image_format=gif": "png, webp, jpeg",
+    "output.unit_rows=0": "1 or more",
+    "output.unit_rows=many": "a whole number",
+    "model.name=emojo": "infinity_2b",
+    "model.name=infinity_2b": "model.path",
+    "model.path=random:x": "random:SEED",
+    "model.dtype=float8": "bfloat16",
+    "model.device=tpu": "cuda",
+    "sampling.seed=-1": "2^63",
+    "sampling.cfg=nan": "sampling.cfg",
+    "sampling.cfg=.nan": "sampling.cfg",
+    "sampling.cfg=-1": "sampling.cfg",
+    "sampling.cfg=[a]": "sampling.cfg",
+    "sampling.cfg=[3,": "sampling.cfg",
+    "sampling.tau=0": "above 0",
+    "sampling.tau=[0.5,0]": "above 0",
+    "sampling.tau=[]": "above 0",
+    "sampling.top_p=1.2": "from 0 (off) to 1",
+    "sampling.top_k=-1": "sampling.top_k",
+    "sampling.aspect_ratio=0": "height / width",
+    "sampling.aspect_ratio=.inf": "height / width",
+    "sampling.images_per_prompt=0": "1 or more",
+    "sampling.cfg_insertion_layers=[1]": "negative block numbers",
+    "policy=spred": "fixed:<strategy>",
+    "policy=fixed:skip_9": "fixed:skip_3",
+    "policy=missing.json": "does not exist",
+    "engine.batch_size=0": "engine.batch_size",
+    "engine.batch_size=true": "engine.batch_size",
+    "engine.batch_invariant=maybe": "auto, true or false",
+    "engine.fixed_shapes=3.5": "true or false",
+    "cluster.address=ray://host:1": "host:port",
+    "cluster.replicas.min=0": "cluster.replicas.min",
+    "cluster.replicas.max=0": "at least",
+    "cluster.cpus_per_replica=0": "1 or more",
+    "cluster.gpus_per_replica=-1": "auto",
+    "audit.fraction=0.1": "not available yet",
+    "storage.endpoint_url=ftp://x": "http://",
+    "storage.retry_seconds=-1": "0 or more",
+    "max_error_share=2": "from 0 to 1",
+    "max_attempts=0": "1 or more",
+    "max_seconds=-5": "above 0",
+}
+
+BAD_FILES = {
+    "a: [": "line 2 is not valid YAML",
+    "- 3": "must hold keys and values",
+    "input: {path: a.txt}\ninput: {path: b.txt}": "duplicate",
+    "\tx: 1": "not valid YAML",
+    "input:\n  path: a\n path: b": "not valid YAML",
+    "\x00": "not valid YAML",
+    "inputs: {path: a.txt}": "unknown key inputs",
+    "sampling: {cfg: {a: 1}}": "sampling.cfg",
+}
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str) -> None:
+    """`main` gives exit code 2 and one line that holds `expected`."""
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ") and shown.err.count("\n") == 1, shown.err
+    assert expected in shown.err
+    assert "Traceback" not in shown.err
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    path = tmp_path / "run.yaml"
+    path.write_text(f"input: {{path: {tmp_path}/prompts.txt}}\noutput: {{path: {tmp_path}/out}}\n")
+    return path
+
+
+@pytest.mark.parametrize("override", BAD_OVERRIDES)
+def test_bad_override(override: str, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, [str(config_file), override], BAD_OVERRIDES[override])
+
+
+@pytest.mark.parametrize("text", BAD_FILES)
+def test_bad_file(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    refused(capsys, [str(tmp_path / "bad.yaml")], BAD_FILES[text])
+
+
+def test_file_that_is_missing_or_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, [str(tmp_path / "none.yaml")], "does not exist")
+    refused(capsys, [str(tmp_path)], "cannot be read")
+
+
+def test_credentials_in_an_endpoint_are_refused_and_not_shown(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(config_file), "storage.endpoint_url=http://user:geheim@host:1"]) == 2
+    assert "geheim" not in capsys.readouterr().err
+
+
+def test_no_arguments_are_a_usage_error() -> None:
+    with pytest.raises(SystemExit) as error:
+        main([])
+    assert error.value.code == 2
+
+
+BAD_INPUTS: dict[str, tuple[bytes, str]] = {
+    "missing.txt": (b"", "does not exist"),
+    "empty.txt": (b"", "no rows"),
+    "blank.txt": (b"\n  \n\n", "no rows"),
+    "picture.png": (b"\x89PNG", "accepted are .txt"),
+    "noending": (b"a cat\n", "accepted are .txt"),
+    "latin.txt": (b"caf\xe9\n", "UTF-8"),
+    "utf16.txt": ("a cat\n".encode("utf-16"), "UTF-8"),
+    "other.csv": (b"caption,x\na,b\n", "no column 'prompt'"),
+    "header.csv": (b"prompt\n", "no rows"),
+    "empty.csv": (b"", "empty.csv"),
+    "twice.csv": (b"prompt,x,x\na,b,c\n", "twice.csv"),
+    "latin.csv": (b"prompt\ncaf\xe9\n", "UTF-8"),
+    "other.jsonl": (b'{"caption": "a"}\n', "no column 'prompt'"),
+    "empty.jsonl": (b"", "no rows"),
+    "latin.jsonl": (b'{"prompt": "caf\xe9"}\n', "UTF-8"),
+    "text.parquet": (b"a cat\n", "Parquet"),
+    "short.parquet": (b"PAR1", "Parquet"),
+    "cut.parquet": (b"PAR1" + b"\x00" * 100 + b"\xff\xff\x00\x00PAR1", "Parquet"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_bad_input(name: str, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config_file.parent / name
+    content, expected = BAD_INPUTS[name]
+    if name != "missing.txt":
+        path.write_bytes(content)
+    refused(capsys, [str(config_file), f"input.path={path}"], expected)
+
+
+def test_bad_parquet_columns(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config_file.parent / "a.parquet"
+    pq.write_table(pa.table({"caption": ["a"]}), path)
+    refused(capsys, [str(config_file), f"input.path={path}"], "no column 'prompt'")
+    pq.write_table(pa.table({"prompt": [1, 2]}), path)
+    refused(capsys, [str(config_file), f"input.path={path}"], "must be text")
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), path)
+    refused(capsys, [str(config_file), f"input.path={path}"], "no rows")
+
+
+def test_inputs_that_do_not_go_together(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = config_file.parent
+    (folder / "a.csv").write_text("prompt,x\na,1\n")
+    pq.write_table(pa.table({"prompt": ["a"], "x": [[1]]}), folder / "b.parquet")
+    refused(capsys, [str(config_file), f"input.path={folder}/*.tsv"], "matches no file")
+    refused(capsys, [str(config_file), f"input.path={folder}"], "is a folder")
+    refused(capsys, [str(config_file), f"input.path=[{folder}/a.csv,{folder}/b.parquet]"], "another type")
+    refused(capsys, [str(config_file), f"input.path={folder}/a.csv", "input.id_column=name"], "input.id_column")
