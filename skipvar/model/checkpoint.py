@@ -7,7 +7,7 @@ a `ModelError` that names it.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -130,11 +130,44 @@ _BLOCK = re.compile(r"^block_chunks\.(\d+)\.module\.(\d+)\.(.+)$")
 _CHUNKLESS_BLOCK = re.compile(r"^(?:unregistered_blocks|blocks)\.(\d+)\.(.+)$")
 
 
-def transformer_state_from_official(state: State) -> State:
+class RenamedState(State):
+    """Tensors under our names that remembers the file's own: those are what its user knows."""
+
+    def __init__(self, official: Callable[[str], str]) -> None:
+        super().__init__()
+        self._official = official
+        self._originals: dict[str, str] = {}
+
+    def add(self, name: str, original: str, tensor: Tensor) -> None:
+        if name in self:
+            raise ModelError(f"{self._originals[name]} and {original} are two tensors for one parameter")
+        self[name], self._originals[name] = tensor, original
+
+    def source_name(self, name: str) -> str:
+        """What the file calls one of our names, or would call it."""
+        return self._originals.get(name) or self._official(name)
+
+
+def without_wrapper(state: State, known: Iterable[str], source: str) -> State:
+    """Takes off the one prefix (`vae.`, `trainer.gpt.`) under which a network's `known` names stand.
+
+    Names outside it stay, so that loading refuses them by name; two networks in one file are a `ModelError`.
+    """
+    found = {name.removesuffix(end) for name in state for end in known if name == end or name.endswith(f".{end}")}
+    if "" in found or not found:
+        return state
+    if len(found) > 1:
+        raise ModelError(f"{source}: holds more than one such network, under {_some(sorted(found))}: keep one of them")
+    prefix = found.pop()
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def transformer_state_from_official(state: State, source: str = "transformer") -> RenamedState:
     """Infinity's names to ours. Names that nobody knows pass through, so that loading refuses them by name."""
+    state = without_wrapper(state, _TRANSFORMER_NAMES, source)
     matches = [match for name in state if (match := _BLOCK.match(name))]
     blocks_per_chunk = 1 + max((int(match[2]) for match in matches), default=0)
-    own: State = {}
+    own = RenamedState(lambda name: _official_transformer_name(name, blocks_per_chunk if matches else None))
     for name, tensor in state.items():
         if _IGNORED.search(name):
             continue
@@ -143,10 +176,23 @@ def transformer_state_from_official(state: State) -> State:
         elif match := _CHUNKLESS_BLOCK.match(name):
             index, part = int(match[1]), match[2]
         else:
-            own[_TRANSFORMER_NAMES.get(name, name)] = tensor
+            own.add(_TRANSFORMER_NAMES.get(name, name), name, tensor)
             continue
-        own[f"blocks.{index}.{_BLOCK_NAMES[part]}" if part in _BLOCK_NAMES else name] = tensor
+        own.add(f"blocks.{index}.{_BLOCK_NAMES[part]}" if part in _BLOCK_NAMES else name, name, tensor)
     return own
+
+
+def _official_transformer_name(name: str, blocks_per_chunk: int | None) -> str:
+    """Infinity's name of one of ours."""
+    if match := re.match(r"^blocks\.(\d+)\.(.+)$", name):
+        index, part = (
+            int(match[1]),
+            next((theirs for theirs, ours in _BLOCK_NAMES.items() if ours == match[2]), match[2]),
+        )
+        if blocks_per_chunk is None:
+            return f"blocks.{index}.{part}"
+        return f"block_chunks.{index // blocks_per_chunk}.module.{index % blocks_per_chunk}.{part}"
+    return next((theirs for theirs, ours in _TRANSFORMER_NAMES.items() if ours == name), name)
 
 
 _VAE_RULES = (
@@ -160,23 +206,35 @@ _VAE_RULES = (
     (re.compile(r"\.(?:conv|norm)\.(weight|bias)$"), lambda match: f".{match[1]}"),
 )
 
+_VAE_RULES_BACK = (
+    (re.compile(r"^mid\.(\d)\."), lambda match: f"mid.block_{int(match[1]) + 1}."),
+    (re.compile(r"^levels\.(\d+)\.blocks\.(\d+)\."), lambda match: f"up.{match[1]}.block.{match[2]}."),
+    (re.compile(r"^levels\.(\d+)\.upsample\."), lambda match: f"up.{match[1]}.upsample.conv."),
+    (re.compile(r"\bshortcut\."), lambda _: "nin_shortcut."),
+    (re.compile(r"(norm\w*)\.(\w+)$"), lambda match: f"{match[1]}.norm.{match[2]}"),
+    (re.compile(r"(conv\w*|nin_shortcut)\.(\w+)$"), lambda match: f"{match[1]}.conv.{match[2]}"),
+)
 
-def decoder_state_from_official(state: State) -> State:
+_VAE_LANDMARKS = [f"decoder.{name}.weight" for name in ("conv_in", "conv_in.conv", "conv_out", "conv_out.conv")]
+
+
+def decoder_state_from_official(state: State, source: str = "VAE") -> RenamedState:
     """The decoder's part of an official VAE file (`{"vae": {...}}`), under our names.
 
     Accepts upstream's alias `X.weight` for `X.conv.weight` and `X.norm.weight`. The encoder and the quantizer's mask
     are left out: generation does not use them.
     """
-    own: State = {}
-    for name, tensor in state.items():
-        name = name.removeprefix("vae.")
-        if name.startswith(("encoder.", "quantizer.", "quantize.")):
-            continue
-        name = name.removeprefix("decoder.")
-        for pattern, replacement in _VAE_RULES:
-            name = pattern.sub(replacement, name)
-        own[name] = tensor
+    own = RenamedState(lambda name: f"decoder.{_substitute(name, _VAE_RULES_BACK)}")
+    for name, tensor in without_wrapper(state, _VAE_LANDMARKS, source).items():
+        if not name.startswith(("encoder.", "quantizer.", "quantize.")):
+            own.add(_substitute(name.removeprefix("decoder."), _VAE_RULES), name, tensor)
     return own
+
+
+def _substitute(name: str, rules: Iterable[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]]) -> str:
+    for pattern, replacement in rules:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 def load_into(module: nn.Module, state: State, source: str) -> None:
@@ -185,7 +243,8 @@ def load_into(module: nn.Module, state: State, source: str) -> None:
     Raises `ModelError` naming the keys that are missing, left over, or of another shape.
     """
     own = dict(module.named_parameters()) | dict(module.named_buffers())
-    missing, left_over = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    source_name = state.source_name if isinstance(state, RenamedState) else str
+    missing, left_over = (sorted(map(source_name, names)) for names in (set(own) - set(state), set(state) - set(own)))
     if missing or left_over:
         found = [f"lacks {_some(missing)}"] * bool(missing) + [f"has unknown {_some(left_over)}"] * bool(left_over)
         raise ModelError(f"{source}: does not fit the model's configuration: it {' and '.join(found)}")
@@ -196,15 +255,19 @@ def load_into(module: nn.Module, state: State, source: str) -> None:
                 size for size in parameter.shape if size != 1
             ):
                 shapes = f"has shape {tuple(tensor.shape)}, the configuration wants {tuple(parameter.shape)}"
-                raise ModelError(f"{source}: {name} {shapes}")
+                raise ModelError(f"{source}: {source_name(name)} {shapes}")
             parameter.copy_(tensor.reshape(parameter.shape))
 
 
-def fit_unconditional_text(state: State, num_rows: int) -> None:
+def fit_unconditional_text(state: State, num_rows: int, source: str = "transformer") -> None:
     """Cuts the learned unconditional text to the configured length, as upstream does; a shorter one is refused."""
     table = state.get("unconditional_text")
-    if table is not None and table.ndim == 2 and len(table) > num_rows:
-        state["unconditional_text"] = table[:num_rows]
+    if table is None or table.ndim != 2:
+        return  # loading says what is wrong
+    if len(table) < num_rows:
+        wanted = f"the configuration's text_max_tokens is {num_rows}"
+        raise ModelError(f"{source}: cfg_uncond has {len(table)} rows, {wanted} (at most {len(table)} will do)")
+    state["unconditional_text"] = table[:num_rows]
 
 
 def sha256_of(path: Path) -> str:

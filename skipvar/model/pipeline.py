@@ -158,12 +158,12 @@ def _official_pipeline(section: ModelSection, dtype: torch.dtype, device: torch.
 
 def load_official(transformer: Transformer, decoder: Decoder, transformer_path: Path, vae_path: Path) -> None:
     """Loads upstream's transformer and VAE files into our networks."""
-    state = checkpoint.transformer_state_from_official(checkpoint.read_state(transformer_path))
-    checkpoint.fit_unconditional_text(state, transformer.config.text_max_tokens)
-    checkpoint.load_into(transformer, state, str(transformer_path))
-    checkpoint.load_into(
-        decoder, checkpoint.decoder_state_from_official(checkpoint.read_state(vae_path)), str(vae_path)
-    )
+    source = str(transformer_path)
+    state = checkpoint.transformer_state_from_official(checkpoint.read_state(transformer_path), source)
+    checkpoint.fit_unconditional_text(state, transformer.config.text_max_tokens, source)
+    checkpoint.load_into(transformer, state, source)
+    vae_state = checkpoint.decoder_state_from_official(checkpoint.read_state(vae_path), str(vae_path))
+    checkpoint.load_into(decoder, vae_state, str(vae_path))
 
 
 def _random_pipeline(section: ModelSection, dtype: torch.dtype, device: torch.device) -> Pipeline:
