@@ -38,7 +38,7 @@ class Stretch:
 
     def rate_factor(self, steps_done: int) -> float:
         """Multiplier of the learning rates: a linear warm-up by steps, constant, a linear decay by time."""
-        warmup = min(1.0, (steps_done + 1) / self._warmup_steps)
+        warmup = min(1.0, (steps_done + 1) / max(1, self._warmup_steps))
         left = max(0.0, self._end - time.monotonic())
         return warmup * min(1.0, left / self._decay_seconds) if self._decay_seconds else warmup
 

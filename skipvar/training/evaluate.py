@@ -95,35 +95,24 @@ class Judge:
     """Says what a picture shows: the nearest of all training pictures, as means of 4x4 pixels, mirrored or not."""
 
     def __init__(self, pictures: Pictures) -> None:
-        self._pictures = pictures
-        self._tables: dict[int, Tensor] = {}
+        # Composing is linear, so the small layers are blurred once instead of every composed picture.
+        layers = pictures.layers.float()
+        both = torch.cat([layers, layers.flip(-1)])
+        self._color, alpha = F.avg_pool2d(both, _BLUR).split((3, 1), dim=1)
+        self._clear = 1 - alpha / 255
 
     def distances(self, image: Tensor, background_index: int) -> Tensor:
         """Mean squared distance of `image (3, H, W)` to each `(objects, layouts)` picture on that background."""
-        if background_index not in self._tables:
-            shown = [
-                Combination(o, background_index, layout)
-                for o in range(len(OBJECTS))
-                for layout in range(len(LAYOUT_SIDES))
-            ]
-            both = [
-                _blur(self._pictures.compose(shown, torch.full((len(shown),), is_mirrored)))
-                for is_mirrored in (False, True)
-            ]
-            self._tables[background_index] = torch.stack(both)
-        table = self._tables[background_index]
-        distances = (table - _blur(image[None])).square().mean(dim=2).amin(dim=0)
-        return distances.view(len(OBJECTS), len(LAYOUT_SIDES))
+        background = torch.tensor(list(BACKGROUNDS.values())[background_index])[:, None, None]
+        table = (self._color + self._clear * background) / 127.5 - 1
+        distances = (table - F.avg_pool2d(image[None], _BLUR)).square().mean(dim=(1, 2, 3))
+        return distances.view(2, len(OBJECTS), len(LAYOUT_SIDES)).amin(dim=0)
 
     def background(self, image: Tensor) -> int:
         """The named colour nearest to the median colour of the outermost two pixels all round."""
         frame = torch.cat([image[:, :2].flatten(1), image[:, -2:].flatten(1), image[:, :, :2].flatten(1)], dim=1)
         colors = torch.tensor(list(BACKGROUNDS.values())) / 127.5 - 1
         return int((colors - frame.median(dim=1).values).square().sum(dim=1).argmin())
-
-
-def _blur(images: Tensor) -> Tensor:
-    return F.avg_pool2d(images, _BLUR).flatten(1)
 
 
 def measure_fidelity(images: Tensor, prompts: Sequence[Prompt], judge: Judge) -> dict[str, float]:

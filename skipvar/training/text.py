@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -18,6 +18,7 @@ from skipvar.training.recipe import MODEL, TextRecipe
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 _CONTINUATION = "##"
+_MAX_WORD_BYTES = 32
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -39,11 +40,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
             vocabulary,
             unk_token=UNKNOWN,
             continuing_subword_prefix=_CONTINUATION,
-            max_input_chars_per_word=100_000,
+            max_input_chars_per_word=_MAX_WORD_BYTES,
         )
     )
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = byte_level
+    # Matching a word against the vocabulary takes time quadratic in its length, so long ones are cut first.
+    cut = pre_tokenizers.Split(Regex(f".{{1,{_MAX_WORD_BYTES}}}"), behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([byte_level, cut])
     tokenizer.decoder = decoders.Sequence([decoders.Replace(_CONTINUATION, ""), decoders.Fuse(), decoders.ByteLevel()])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {END}", special_tokens=[(END, vocabulary[END])]
@@ -57,11 +60,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_text_encoder(recipe: TextRecipe, vocabulary_size: int, seed: int) -> T5EncoderModel:
-    """A fresh `T5EncoderModel` of the embedded model's size."""
+def build_text_encoder(recipe: TextRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> T5EncoderModel:
+    """A fresh `T5EncoderModel` of the embedded model's size.
+
+    Pieces that no caption uses start, and so stay, at zero: a word that means nothing should disturb nothing.
+    """
     width = MODEL.transformer.text_width
     config = T5Config(
-        vocab_size=vocabulary_size,
+        vocab_size=len(tokenizer),
         d_model=width,
         d_kv=width // recipe.num_heads,
         d_ff=recipe.hidden_width,
@@ -74,7 +80,13 @@ def build_text_encoder(recipe: TextRecipe, vocabulary_size: int, seed: int) -> T
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return T5EncoderModel(config)
+        encoder = T5EncoderModel(config)
+    used = torch.zeros(len(tokenizer), dtype=torch.bool)
+    for ids in tokenizer([text for c in all_combinations() for text in captions(c)])["input_ids"]:
+        used[ids] = True
+    with torch.no_grad():
+        encoder.get_input_embeddings().weight[~used] = 0
+    return encoder
 
 
 def save_text_encoder(encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Training of the transformer and its text encoder: predict the bits of every scale from text and earlier scales."""
 
+import copy
 import dataclasses
 import logging
 import time
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from skipvar.model.attention import TextLayout
 from skipvar.model.bsq import next_input, quantize, running_sums
@@ -30,9 +32,9 @@ logger = logging.getLogger(__name__)
 class TextToBits(nn.Module):
     """What is trained together: the text encoder and the transformer."""
 
-    def __init__(self, recipe: Recipe, vocabulary_size: int) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
-        self.text_encoder = build_text_encoder(recipe.text, vocabulary_size, recipe.seed)
+        self.text_encoder = build_text_encoder(recipe.text, tokenizer, recipe.seed)
         self.transformer = Transformer(MODEL.transformer)
         self.transformer.init_weights(recipe.seed)
 
@@ -146,7 +148,7 @@ def checkpoint_path(folders: Folders) -> Path:
 
 def load_text_to_bits(recipe: Recipe, folders: Folders) -> TextToBits:
     """The trained model (EMA weights), ready for evaluation."""
-    model = TextToBits(recipe, len(build_tokenizer()))
+    model = TextToBits(recipe, build_tokenizer())
     _load_averaged(model, load_checkpoint(checkpoint_path(folders))["ema"]["weights"])
     return model.eval()
 
@@ -164,8 +166,9 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, folders: Folders, is_compiled: bool) -> None:
         self.recipe, self.folders = recipe, folders
-        self.tokens = CaptionTokens(build_tokenizer())
-        self.model = TextToBits(recipe, len(build_tokenizer()))
+        tokenizer = build_tokenizer()
+        self.tokens = CaptionTokens(tokenizer)
+        self.model = TextToBits(recipe, tokenizer)
         self.optimizer = Optimizer(self.model.parameters(), self.model.block_matrices(), recipe.transformer.optimizer)
         self.ema = Ema(self.model, recipe.transformer.ema_decay)
         self.objective = Objective(self.model, self.tokens.max_length, is_compiled)
@@ -203,17 +206,19 @@ class Trainer:
         }
         save_checkpoint(checkpoint_path(self.folders), state)
 
-    def restore(self) -> None:
-        """Goes on from the run's checkpoint, if there is one."""
+    def restore(self) -> bool:
+        """Goes on from the run's checkpoint; False if there is none, or none of the optimizer: then warm up."""
         if not checkpoint_path(self.folders).exists():
-            return
+            return False
         state = load_checkpoint(checkpoint_path(self.folders))
         _load_averaged(self.model, state["model"])
         self.ema.load_state_dict(state["ema"])
         self.step, self.num_samples = state["step"], state["num_samples"]
-        if state["optimizer"] is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
         logger.info("going on from step %d", self.step)
+        if state["optimizer"] is None:
+            return False
+        self.optimizer.load_state_dict(state["optimizer"])
+        return True
 
     def report(self) -> None:
         """Logs the mean cross-entropy of each scale since the last report, in steps of both kinds."""
@@ -228,7 +233,7 @@ class Trainer:
     @torch.no_grad()
     def save_samples(self, prompts: list[str]) -> None:
         """A sheet of samples of the averaged weights, for the eye."""
-        averaged = TextToBits(self.recipe, len(build_tokenizer())).eval()
+        averaged = copy.deepcopy(self.model).eval()
         _load_averaged(averaged, self.ema.weights)
         decoder = load_autoencoder(self.folders).decoder
         ids, lengths = self.tokens.batch(prompts)
@@ -242,9 +247,9 @@ def train_transformer(
 ) -> None:
     """One stretch of training; goes on from the checkpoint if there is one."""
     trainer = Trainer(recipe, folders, is_compiled)
-    trainer.restore()
+    is_warm = trainer.restore()
     source = BatchSource(recipe, folders, trainer.tokens, trainer.step)
-    stretch = Stretch(minutes, decay_minutes, recipe.transformer.warmup_steps)
+    stretch = Stretch(minutes, decay_minutes, 0 if is_warm else recipe.transformer.warmup_steps)
     first_step, last_saved = trainer.step, time.monotonic()
     num_saves = 0
     prompts = sample_prompts(split_combinations(recipe)[1], 24)

@@ -92,21 +92,23 @@ class Trainer:
         }
         save_checkpoint(checkpoint_path(self.folders), state)
 
-    def restore(self) -> None:
-        """Goes on from the run's checkpoint, if there is one."""
+    def restore(self) -> bool:
+        """Goes on from the run's checkpoint; False if there is none, or none of the optimizer: then warm up."""
         if not checkpoint_path(self.folders).exists():
-            return
+            return False
         state = load_checkpoint(checkpoint_path(self.folders))
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.step = state["step"]
-        if state["optimizer"] is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
         logger.info("going on from step %d", self.step)
+        if state["optimizer"] is None:
+            return False
+        self.optimizer.load_state_dict(state["optimizer"])
+        return True
 
     @torch.no_grad()
     def report(self) -> None:
-        """PSNR of the averaged weights on held-out pictures, and a sheet: originals, and all to seven scales of them."""
+        """PSNR of the averaged weights on held-out pictures, and a sheet: originals, and ten, nine, seven scales."""
         averaged = Autoencoder()
         averaged.load_state_dict(self.ema.weights)
         averaged.eval()
@@ -127,10 +129,10 @@ class Trainer:
 def train_vae(recipe: Recipe, folders: Folders, minutes: float, decay_minutes: float) -> None:
     """One stretch of training; goes on from the checkpoint if there is one."""
     trainer = Trainer(recipe, folders)
-    trainer.restore()
+    is_warm = trainer.restore()
     # The stream of examples depends on the seed and the step that the stretch starts at.
     generator = torch.Generator().manual_seed(recipe.seed + trainer.step)
-    stretch = Stretch(minutes, decay_minutes, recipe.vae.warmup_steps)
+    stretch = Stretch(minutes, decay_minutes, 0 if is_warm else recipe.vae.warmup_steps)
     first_step, last_saved = trainer.step, time.monotonic()
     while not stretch.is_over():
         trainer.train_step(generator, stretch.rate_factor(trainer.step - first_step))

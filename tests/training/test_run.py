@@ -1,0 +1,165 @@
+"""A whole training run in miniature: autoencoder, latents, transformer, export, the pipeline, restore."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from skipvar.model.bsq import next_input, quantize, running_sums
+from skipvar.model.pipeline import load_folder
+from skipvar.training import transformer as transformer_training
+from skipvar.training import vae as vae_training
+from skipvar.training.common import Folders, Stretch, load_checkpoint
+from skipvar.training.data import all_combinations, split_combinations
+from skipvar.training.evaluate import make_prompts
+from skipvar.training.export import export, load_exported_autoencoder, restore
+from skipvar.training.latents import encode_latents, latents_path
+from skipvar.training.recipe import GRIDS, NUM_SCALES, EvaluationRecipe, Recipe, TransformerRecipe, VaeRecipe
+from skipvar.training.sample import generate
+from skipvar.training.text import encode_captions
+
+RECIPE = Recipe(
+    held_out_combinations=len(all_combinations()) - 4,
+    vae=VaeRecipe(batch_size=2),
+    transformer=TransformerRecipe(early_batch_size=3, full_batch_size=2, full_every=2),
+)
+
+
+@pytest.fixture(scope="module")
+def folders(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """A run of two steps of each network."""
+    folders = Folders(packages=packages, run=tmp_path_factory.mktemp("run"))
+    vae = vae_training.Trainer(RECIPE, folders)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        vae.train_step(generator, factor=1.0)
+    vae.save()
+    vae.report()
+    encode_latents(RECIPE, folders)
+    trainer = transformer_training.Trainer(RECIPE, folders, is_compiled=False)
+    source = transformer_training.BatchSource(RECIPE, folders, trainer.tokens, first_step=0)
+    for _ in range(2):
+        trainer.train_step(source, factor=1.0)
+    trainer.save()
+    trainer.report()
+    return folders
+
+
+@pytest.fixture(scope="module")
+def exported(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "emoji"
+    export(RECIPE, folders, folder)
+    return folder
+
+
+def test_latents_are_those_of_the_training_pictures(folders: Folders) -> None:
+    latents = load_checkpoint(latents_path(folders))["latents"]
+    assert latents.shape == (len(split_combinations(RECIPE)[0]), 2, 32, 16, 16)
+    assert latents.dtype == torch.float16
+    assert not torch.equal(latents[:, 0], latents[:, 1])
+
+
+def test_batches_hold_what_generation_will_see(folders: Folders) -> None:
+    """Without flips, inputs and targets are the latent's own bits and running sums."""
+    recipe = Recipe(
+        held_out_combinations=RECIPE.held_out_combinations, transformer=TransformerRecipe(max_flip_probability=0.0)
+    )
+    trainer = transformer_training.Trainer(recipe, folders, is_compiled=False)
+    batch = transformer_training.BatchSource(recipe, folders, trainer.tokens, first_step=0).draw(NUM_SCALES, 2)
+    latents = load_checkpoint(latents_path(folders))["latents"].flatten(0, 1).float()
+
+    def agrees(latent: Tensor, row: int) -> bool:
+        bits = quantize(latent[None], GRIDS).targets
+        if not torch.equal(torch.cat(bits, dim=1)[0].float(), batch.targets[row]):
+            return False
+        sums = running_sums(bits, GRIDS, False, GRIDS[-1])
+        inputs = [next_input(s, grid, False)[0] for s, grid in zip(sums, GRIDS[1:], strict=False)]
+        return all(torch.equal(a, b[row]) for a, b in zip(inputs, batch.codes, strict=True))
+
+    for row in range(2):
+        assert any(agrees(latent, row) for latent in latents)
+
+
+def test_resumes_as_if_never_stopped(folders: Folders) -> None:
+    """Two steps, stop, one step = three steps, given the same batches."""
+
+    def one_more(trainer: transformer_training.Trainer) -> dict[str, Tensor]:
+        source = transformer_training.BatchSource(RECIPE, folders, trainer.tokens, first_step=trainer.step)
+        trainer.train_step(source, factor=1.0)
+        return {name: p.detach() for name, p in trainer.model.named_parameters()}
+
+    whole = transformer_training.Trainer(RECIPE, folders, is_compiled=False)
+    source = transformer_training.BatchSource(RECIPE, folders, whole.tokens, first_step=0)
+    for _ in range(2):
+        whole.train_step(source, factor=1.0)
+    resumed = transformer_training.Trainer(RECIPE, folders, is_compiled=False)
+    resumed.restore()
+    assert (resumed.step, resumed.num_samples) == (2, {"early": 3, "full": 2})
+    expected, found = one_more(whole), one_more(resumed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_teacher_forcing_gives_the_logits_of_generation(folders: Folders) -> None:
+    """All scales at once under the mask = scale by scale with a cache: what is trained is what is run."""
+    model = transformer_training.load_text_to_bits(RECIPE, folders)
+    objective = transformer_training.Objective(model, max_text_length=12, is_compiled=False)
+    trainer = transformer_training.Trainer(RECIPE, folders, is_compiled=False)
+    prompts = ["apple on red", "nine small keys on a blue background"]
+    ids, lengths = trainer.tokens.batch(prompts)
+    features = encode_captions(model.text_encoder, ids, lengths).detach()
+    # Guidance 1, and a temperature that makes the draw the arg max: the generated bits are the likelier ones.
+    greedy = EvaluationRecipe(cfg=1.0, tau=1e-4)
+    sums = generate(model.transformer, features, lengths, greedy)
+    codes = [next_input(s, grid, False) for s, grid in zip(sums, GRIDS[1:], strict=False)]
+    steps = [sums[0], *(after - before for before, after in pairwise(sums))]
+    last_bits = (steps[-1].flatten(2).transpose(1, 2) > 0).float()
+    targets = torch.cat([torch.zeros(2, 680 - 256, 32), last_bits], dim=1)
+    never = torch.zeros(2, dtype=torch.bool)
+    with torch.no_grad():
+        _, right = objective(transformer_training.Batch(ids, lengths, never, codes, targets))
+        wrong = torch.cat([targets[:, :-256], 1 - last_bits], dim=1)
+        _, other = objective(transformer_training.Batch(ids, lengths, never, codes, wrong))
+    # Each generated bit is the likelier one under teacher forcing too, so its cross-entropy is below log 2.
+    print(f"{float(right[-1]):.4f} {float(other[-1]):.4f}")
+    assert right[-1] < 0.6931 < other[-1]
+
+
+def test_exported_folder_runs_in_the_pipeline(exported: Path) -> None:
+    pipeline = load_folder(exported, torch.float32, torch.device("cpu"))
+    prompt = make_prompts(split_combinations(RECIPE)[1], 1)[0]
+    features = pipeline.text_encoder.encode(prompt.text)
+    sums = generate(pipeline.transformer, features[None], [len(features)], EvaluationRecipe(), [prompt.seed])
+    image = pipeline.decode(sums[-1])
+    assert image.shape == (1, 3, 128, 128)
+    assert sum(f.stat().st_size for f in exported.rglob("*") if f.is_file()) < 30_000_000
+    record = json.loads((exported / "training.json").read_text())
+    assert record["transformer"]["step"] == 2
+    assert "2 steps" in (exported / "README.md").read_text()
+
+
+def test_restores_a_run_from_the_exported_folder(folders: Folders, exported: Path, tmp_path: Path) -> None:
+    again = Folders(packages=folders.packages, run=tmp_path)
+    restore(again, exported)
+    trainer = transformer_training.Trainer(RECIPE, again, is_compiled=False)
+    trainer.restore()
+    assert trainer.step == 2
+    original = transformer_training.load_text_to_bits(RECIPE, folders)
+    for a, b in zip(original.parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+    vae = vae_training.Trainer(RECIPE, again)
+    vae.restore()
+    for a, b in zip(load_exported_autoencoder(exported).parameters(), vae.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(FileExistsError, match="overwrite"):
+        restore(again, exported)
+
+
+def test_a_stretch_warms_up_and_decays() -> None:
+    stretch = Stretch(minutes=1, decay_minutes=2, warmup_steps=10)
+    assert stretch.rate_factor(0) == pytest.approx(0.05, rel=0.01)
+    assert stretch.rate_factor(100) == pytest.approx(0.5, rel=0.01)
+    assert not stretch.is_over()
+    assert Stretch(minutes=0, decay_minutes=0, warmup_steps=1).is_over()
