@@ -243,6 +243,12 @@ class _RangeReader(io.RawIOBase):
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
 
+    def readall(self) -> bytes:
+        """The rest by one GET (the base class would make hundreds of small ones)."""
+        data = self._get(self._at, self._size) if self._at < self._size else b""
+        self._at = self._size
+        return data
+
     def readinto(self, buffer: Any) -> int:
         stop = min(self._at + len(buffer), self._size)
         if stop <= self._at:
