@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -69,12 +70,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="length of a stretch of training")
     parser.add_argument("--decay-minutes", type=float, default=0.0, help="its last minutes bring the rate to zero")
     parser.add_argument("--eager", action="store_true", help="do not compile the transformer")
+    parser.add_argument("--prompts", type=int, help="evaluate so many prompts only")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     folders = Folders(packages=args.packages, run=args.run)
     folders.run.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(seed=args.seed)
+    if args.prompts:
+        recipe = replace(recipe, evaluation=replace(recipe.evaluation, num_prompts=args.prompts))
     stages = {
         "data": lambda: fetch_data(folders),
         "vae": lambda: train_vae(recipe, folders, args.minutes, args.decay_minutes),

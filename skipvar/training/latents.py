@@ -27,10 +27,12 @@ def encode_latents(recipe: Recipe, folders: Folders, batch_size: int = 32) -> No
     parts: list[Tensor] = []
     for start in range(0, len(training), batch_size):
         chosen = training[start : start + batch_size]
-        both = [
-            encoder.encode(pictures.compose(chosen, torch.full((len(chosen),), is_mirrored)))
-            for is_mirrored in (False, True)
-        ]
+        # bfloat16, as in the autoencoder's own training: it has learned to live with that rounding.
+        with torch.autocast("cpu", torch.bfloat16):
+            both = [
+                encoder.encode(pictures.compose(chosen, torch.full((len(chosen),), is_mirrored)))
+                for is_mirrored in (False, True)
+            ]
         parts.append(torch.stack(both, dim=1).half())
     latents = torch.cat(parts)
     logger.info("latents %s, standard deviation %.3f", tuple(latents.shape), float(latents.float().std()))
