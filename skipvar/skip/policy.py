@@ -189,6 +189,8 @@ def _load_file(path: Path, facts: ModelFacts, *, force: bool) -> Policy:
     try:
         content = json.loads(raw)
         fitted_for, probe = content["fitted_for"], content["probe"]
+        if absent := {"model", "num_scales", "decision_scale"} - fitted_for.keys():
+            raise ValueError(f"fitted_for lacks {', '.join(sorted(absent))}")
         if content["kind"] != "logistic":
             raise ValueError(f"kind is {content['kind']!r}, accepted: 'logistic'")
         if probe["features"] != ["sobel_change", "fft_high_frequency_ratio"]:
@@ -219,6 +221,9 @@ def stage_from_json(content: Mapping[str, Any]) -> LogisticStage:
         mean=tuple(float(value) for value in content["mean"]),
         scale=tuple(float(value) for value in content["scale"]),
     )
+    numbers = [*stage.intercept, *stage.mean, *stage.scale, *(weight for row in stage.coef for weight in row)]
+    if not all(math.isfinite(number) for number in numbers) or not all(scale > 0 for scale in stage.scale):
+        raise ValueError("a stage's numbers must be finite and its scale positive")
     stage.probabilities([0.0] * len(stage.mean))  # raises ValueError where the shapes disagree
     if len(stage.mean) != 2 or not set(stage.classes) <= {0, 1, 2, 3}:
         raise ValueError("a stage takes two features and gives classes out of 0 to 3")
