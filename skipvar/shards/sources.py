@@ -1,9 +1,8 @@
 """The rows of a slice of an input file, format by format, after a check that the file is still what was planned."""
 
 import io
-import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -96,7 +95,7 @@ def _read_csv(inputs: Inputs, part: FileSlice, file: FileSpec) -> Iterator[Row]:
 
 
 def _read_parquet(inputs: Inputs, part: FileSlice, file: FileSpec) -> Iterator[Row]:
-    """Rows of the row groups that the slice touches; what lies before it in the first one is decoded in vain."""
+    """Rows of the row groups that the slice touches; what lies before it in the first group is read in vain."""
     with inputs.open(part.uri) as stream:
         size = stream.seek(0, io.SEEK_END)
         if size != file.size or read_footer(stream, part.uri, size).checksum != file.footer_checksum:
@@ -105,8 +104,7 @@ def _read_parquet(inputs: Inputs, part: FileSlice, file: FileSpec) -> Iterator[R
         try:
             reader = pq.ParquetFile(stream)
             groups, skip = _row_groups(reader.metadata, part)
-            rows = _batches(reader, groups)
-            yield from itertools.islice(rows, skip, skip + part.num_rows)
+            yield from _rows(reader.iter_batches(_BATCH_ROWS, row_groups=groups), skip, part.num_rows)
         except pa.ArrowException as error:
             raise InputError(f"{part.uri} cannot be read: {str(error).splitlines()[0]}.") from error
 
@@ -119,13 +117,29 @@ def _row_groups(metadata: pq.FileMetaData, part: FileSlice) -> tuple[list[int], 
     return list(range(first, last + 1)), part.first_row - (int(ends[first - 1]) if first else 0)
 
 
-def _batches(reader: pq.ParquetFile, groups: list[int]) -> Iterator[dict[str, Any]]:
-    for batch in reader.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups):
-        for at, field in enumerate(batch.schema):
-            if pa.types.is_temporal(field.type) and getattr(field.type, "unit", None) == "ns":  # Python's have none
-                plain = storable_columns([field], "").field(0)
-                batch = batch.set_column(at, plain, batch.column(at).cast(plain.type, safe=False))
-        yield from batch.to_pylist()
+def _rows(batches: Iterable[pa.RecordBatch], skip: int, count: int) -> Iterator[Row]:
+    """`count` rows after the first `skip`."""
+    for batch in batches:
+        wanted = batch.slice(skip, count)
+        skip = max(0, skip - batch.num_rows)
+        count -= wanted.num_rows
+        yield from _values(wanted)
+        if count == 0:
+            return
+
+
+def _values(batch: pa.RecordBatch) -> list[Row]:
+    """Rows as Python values; one that has none (text that is no UTF-8, a date beyond the year 9999) is a RowError."""
+    for at, field in enumerate(batch.schema):
+        if pa.types.is_temporal(field.type) and getattr(field.type, "unit", None) == "ns":  # Python's times have none
+            plain = storable_columns([field], "").field(0)
+            batch = batch.set_column(at, plain, batch.column(at).cast(plain.type, safe=False))
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [RowError(f"a value cannot be read ({str(error).splitlines()[0]})")]
+        return [row for at in range(batch.num_rows) for row in _values(batch.slice(at, 1))]
 
 
 READERS: dict[str, Callable[..., Iterator[Row]]] = {

@@ -327,3 +327,11 @@ def test_only_the_named_requests_are_read(tmp_path: Path) -> None:
     plan = plan_input(make_config(input__path=path))
     unit = dataclasses.replace(plan.unit(0), only=frozenset({(1, 0)}))
     assert [item.key for item in read_unit(unit, plan.spec)] == [(1, 0)]
+
+
+def test_parquet_values_that_python_cannot_hold(tmp_path: Path) -> None:
+    prompts = pa.array([b"fine", b"na\xefve", b"fine too"]).view(pa.string())
+    dates = pa.array([0, 0, 10**7], pa.int32()).view(pa.date32())
+    pq.write_table(pa.table({"prompt": prompts, "day": dates}), tmp_path / "a.parquet")
+    failures = failures_of(str(tmp_path / "a.parquet"))
+    assert sorted(failures) == [1, 2] and "cannot be read" in failures[1]

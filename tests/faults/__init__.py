@@ -1,0 +1,1 @@
+"""Whole jobs under faults: killed, cut off, doubled, refused."""
