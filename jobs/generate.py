@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from skipvar.config import load_config, to_yaml
 from skipvar.distributed.environment import prepare_environment
+from skipvar.distributed.stopping import StopSignal
 from skipvar.errors import SkipvarError, StoppedError
 from skipvar.shards.lease import LeaseHeldError
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(estimate(config))
             return 0
-        from skipvar.distributed.generate import StopSignal, generate, summary
+        from skipvar.distributed.generate import generate, summary
 
         stop = StopSignal()
         with stop.listening():

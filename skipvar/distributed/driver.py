@@ -1,13 +1,9 @@
 """Hands units to replicas until every one is published, or the run has to stop. It keeps no prompts."""
 
-import contextlib
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from skipvar.config import RunConfig
@@ -15,6 +11,7 @@ from skipvar.distributed.dispatch import Assignment, Dispatcher
 from skipvar.distributed.fleet import Event, Fleet, Member, ReplicaLost
 from skipvar.distributed.metrics import Metrics
 from skipvar.distributed.replica import WorkOrder
+from skipvar.distributed.stopping import StopSignal
 from skipvar.errors import ModelError, SkipvarError, StoppedError
 from skipvar.types import UnitReport
 
@@ -24,49 +21,12 @@ TICK_SECONDS = 0.5
 PROGRESS_SECONDS = 1.0
 SURVEY_SECONDS = 10.0
 """How often the cluster is asked for room for more replicas."""
+NUM_SEARCHES = 3
+"""The run gives up when replicas die as often as this many searches for a request at fault, without one success."""
 MIN_COUNTED_REQUESTS = 100
 """The error budget is not judged on fewer."""
 MUST_AGREE = ("weights_sha256", "model_config_sha256", "policy_sha256", "dtype", "num_scales")
 """What every replica must describe as the first one did: else one run would hold two kinds of images."""
-
-
-@dataclass
-class StopSignal:
-    """Set by a signal handler or a test: the run ends in order."""
-
-    reason: str | None = None
-
-    def __post_init__(self) -> None:
-        self._event = threading.Event()
-
-    def stop(self, reason: str) -> None:
-        self.reason = self.reason or reason
-        self._event.set()
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Meanwhile SIGINT and SIGTERM stop the run; a second one ends the process at once. For the main thread."""
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, _frame: object) -> None:
-        self.stop(signal.Signals(number).name)
-        for other in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(other, signal.SIG_DFL)
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep, or raise `StoppedError` as soon as stopped."""
-        self._event.wait(seconds)
-        self.check()
-
-    def check(self) -> None:
-        """Raise `StoppedError` once stopped."""
-        if self._event.is_set():
-            raise StoppedError(f"Stopped by {self.reason}; the same command resumes the run.")
 
 
 def start_first_replica(fleet: Fleet, config: RunConfig, stop: StopSignal) -> tuple[Member, dict[str, Any]]:
@@ -114,13 +74,14 @@ class Driver:
         self._description = description
         self._num_units_left = num_units
         self._stop = stop
-        self._began = time.monotonic()
         self._surveyed = -SURVEY_SECONDS
         self._has_begun = False
         self._num_expected = 1
         """Replicas that are up or have room to start."""
-        self._num_deaths_in_a_row = 0
-        """Replicas that died since the last unit was published or a replica came up."""
+        self._num_deaths = 0
+        """Replicas that died since a unit was published or a trial survived."""
+        self._num_idle_deaths = 0
+        """Those of them that had nothing to do yet."""
 
     def run(self, first: Member) -> None:
         """Returns when every unit is published. `first` has described itself already.
@@ -184,7 +145,7 @@ class Driver:
     def _finish(self, member: Member, assignment: Assignment, report: UnitReport | None) -> None:
         del member.in_flight[assignment.unit.index]
         self._dispatcher.finished(assignment)
-        self._num_deaths_in_a_row = 0
+        self._num_deaths = self._num_idle_deaths = 0
         if report is not None:
             self._num_units_left -= 1
             self._metrics.published(report)
@@ -203,10 +164,18 @@ class Driver:
         self._fleet.drop(member)
         self._metrics.in_hand(member.name, None)
         self._dispatcher.lost(list(member.in_flight.values()), is_preempted=loss.is_preempted)
-        if not loss.is_preempted and not member.in_flight:
-            self._num_deaths_in_a_row += 1
-            _give_up_if(self._num_deaths_in_a_row > self._config.max_attempts, self._num_deaths_in_a_row, loss)
+        if not loss.is_preempted:
+            self._num_deaths += 1
+            self._num_idle_deaths += not member.in_flight
+            _give_up_if(self._num_idle_deaths > self._config.max_attempts, self._num_idle_deaths, loss)
+            _give_up_if(self._num_deaths > self._max_deaths, self._num_deaths, loss)
         self._offer_again()
+
+    @property
+    def _max_deaths(self) -> int:
+        """More deaths in a row than this are no single request's fault: a search for one costs so many at the worst."""
+        num_halvings = math.ceil(math.log2(max(2, self._order.unit_requests)))
+        return NUM_SEARCHES * (self._config.max_attempts + 2 + num_halvings)
 
     def _offer_again(self) -> None:
         """What was just given back may be for a replica that asked in vain."""
@@ -245,9 +214,6 @@ class Driver:
                 )
 
     def _check_limits(self) -> None:
-        seconds = self._config.max_seconds
-        if seconds is not None and time.monotonic() - self._began > seconds:
-            raise StoppedError(f"max_seconds ({seconds:g}) is over; the same command resumes the run.")
         num_done, share = self._metrics.num_done, self._config.max_error_share
         if num_done >= MIN_COUNTED_REQUESTS and self._metrics.num_failures > share * num_done:
             raise StoppedError(

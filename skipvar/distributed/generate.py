@@ -5,18 +5,21 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from skipvar.config import RunConfig
 from skipvar.distributed.cluster import Cluster, connect
 from skipvar.distributed.dispatch import Dispatcher
-from skipvar.distributed.driver import Driver, StopSignal, start_first_replica
+from skipvar.distributed.driver import Driver, start_first_replica
 from skipvar.distributed.environment import resolve_paths
 from skipvar.distributed.fleet import Fleet, Member
-from skipvar.distributed.logs import StoredLog
+from skipvar.distributed.logs import StoredLog, log_name
 from skipvar.distributed.metrics import Metrics
 from skipvar.distributed.opening import OpenRun, locate, open_run, plan_for_model, recall
 from skipvar.distributed.replica import EngineFactory, WorkOrder, build_real_engine
+from skipvar.distributed.stopping import StopSignal
+from skipvar.engine.statistics import merge_statistics
 from skipvar.errors import SkipvarError
 from skipvar.report.sheet import write_sheet
 from skipvar.shards.lease import Lease
@@ -52,6 +55,9 @@ class Outcome:
 
 def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory = build_real_engine) -> Outcome:
     """Make what is left of a run. Raises `SkipvarError` for what is found before any work (exit 2)."""
+    session = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    if config.max_seconds is not None:
+        stop.stop_after(config.max_seconds)
     config = resolve_paths(locate(config))
     plan = plan_input(config)
     config = recall(config)
@@ -64,10 +70,11 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
             logger.info("The first replica is up: %s", ", ".join(f"{key} {description[key]}" for key in known))
             plan = plan_for_model(plan, config, description)
             run = open_run(config, plan, description, stop.sleep)
-            log.attach(run.storage, "_log/driver.log")
+            log.attach(run.storage, log_name(session, "driver"))
             config = replace(config, model=replace(config.model, dtype=description["dtype"]))
             with _heartbeat(run.lease, stop):
-                return _make(config, cluster, fleet, first, description, run, stop)
+                order = work_order(run, description, session)
+                return _make(config, cluster, fleet, first, description, run, order, stop)
         finally:
             fleet.stop(timeout_seconds=0)
 
@@ -79,6 +86,7 @@ def _make(
     first: Member,
     description: dict[str, Any],
     run: OpenRun,
+    order: WorkOrder,
     stop: StopSignal,
 ) -> Outcome:
     """The work itself, and the verdict."""
@@ -86,7 +94,6 @@ def _make(
     dispatcher = Dispatcher(
         run.units, max_attempts=config.max_attempts, images_per_prompt=config.sampling.images_per_prompt
     )
-    order = work_order(run, description)
     driver = Driver(config, fleet, cluster.room, dispatcher, metrics, order, description, run.num_units, stop)
     reason: str | None = None
     try:
@@ -105,12 +112,17 @@ def _make(
     return _verdict(run, metrics, statistics, reason)
 
 
-def work_order(run: OpenRun, description: dict[str, Any]) -> WorkOrder:
+def work_order(run: OpenRun, description: dict[str, Any], session: str) -> WorkOrder:
     """How much a replica takes on at a time: enough that its engine always has images to mix."""
     unit_requests = run.plan.prompts_per_unit * run.plan.images_per_prompt
     wanted = max(MIN_UNITS_IN_FLIGHT * unit_requests, POOLS_AHEAD * description["pool_images"])
     return WorkOrder(
-        input=run.input, dataset=run.dataset, wanted_requests=wanted, max_open_requests=OPEN_FACTOR * wanted
+        input=run.input,
+        dataset=run.dataset,
+        session=session,
+        unit_requests=unit_requests,
+        wanted_requests=wanted,
+        max_open_requests=OPEN_FACTOR * wanted,
     )
 
 
@@ -123,7 +135,8 @@ def _verdict(run: OpenRun, metrics: Metrics, statistics: list[dict[str, Any]], r
         "session_seconds": round(metrics.seconds, 1),
         "strategies": dict(metrics.strategies),
         "differing_units": metrics.num_differing_units,
-        "engines": statistics,
+        "replicas": len(statistics),
+        "engine": merge_statistics(statistics) if statistics else None,
     }
     try:
         if reason is None:

@@ -16,6 +16,11 @@ FORMAT = logging.Formatter("%(asctime)sZ %(levelname)s %(name)s: %(message)s", "
 FORMAT.converter = time.gmtime
 
 
+def log_name(session: str, who: str) -> str:
+    """Where a log lies in the output: those of earlier sessions stay."""
+    return f"_log/{session}-{who}.log"
+
+
 class StoredLog(logging.Handler):
     """Keeps a log's lines and writes them to a storage every few seconds and when closed.
 

@@ -13,7 +13,7 @@ import ray
 
 from skipvar.config import RunConfig
 from skipvar.distributed.dispatch import Assignment
-from skipvar.distributed.logs import StoredLog
+from skipvar.distributed.logs import StoredLog, log_name
 from skipvar.distributed.worker import Progress, Worker, fail_poisoned
 from skipvar.shards.cache import fetch
 from skipvar.shards.prompts import read_unit
@@ -35,6 +35,10 @@ class WorkOrder:
 
     input: InputSpec
     dataset: DatasetSpec
+    session: str
+    """When this process began to work on the run, UTC: names its logs."""
+    unit_requests: int
+    """Requests of a full unit."""
     wanted_requests: int
     max_open_requests: int
 
@@ -91,7 +95,7 @@ class Replica:
     async def open(self, order: WorkOrder) -> None:
         """Make ready to take units of this run."""
         storage = open_storage(order.dataset.output, order.dataset.storage)
-        self._log = StoredLog(storage, f"_log/{self.name}.log")
+        self._log = StoredLog(storage, log_name(order.session, self.name))
         logging.getLogger("skipvar").addHandler(self._log)
         logging.getLogger("skipvar").setLevel(logging.INFO)
 

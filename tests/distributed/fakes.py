@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from skipvar.distributed.dispatch import Assignment
+from skipvar.engine.statistics import EngineStatistics
 from skipvar.errors import ModelError
 from skipvar.types import Failure, Image, Request, UnitReport
 
@@ -27,6 +28,7 @@ class FakeEngine:
         self.step_seconds = step_seconds
         self.buckets: dict[str, list[Request]] = {name: [] for name in STRATEGIES}
         self.fills: list[int] = []
+        self.statistics = EngineStatistics()
 
     @property
     def num_pending(self) -> int:

@@ -24,7 +24,7 @@ def made(assignment: Assignment, images_per_prompt: int = 1) -> set[RequestKey]:
 
 
 def run(dispatcher: Dispatcher, deadly: set[RequestKey], num_in_flight: int = 2) -> tuple[dict[int, Assignment], int]:
-    """Play one replica with several units in flight that dies of deadly requests: what was published, and the deaths."""
+    """Play a replica with several units in flight that dies of deadly requests: what was published, and the deaths."""
     published: dict[int, Assignment] = {}
     deaths = 0
     for _ in range(1000):

@@ -37,7 +37,12 @@ def test_a_dozen_prompts_and_the_same_command_again(generate, tmp_path: Path) ->
     record = json.loads((output / "_run.json").read_text())
     assert record["state"] == "finished" and (output / "_SUCCESS").exists()
     assert record["resolved"]["dtype"] == "float32" and record["counts"]["images"] == 12
-    assert "is up" in (output / "_log" / "driver.log").read_text()
+    [log] = (output / "_log").glob("*-driver.log")
+    assert "is up" in log.read_text()
+    engine = record["counts"]["engine"]
+    assert engine["images"] == 12 and set(engine["suffix"]) <= {"base", "skip_1", "skip_2"} | {
+        f"uncond_{n}" for n in (1, 2, 3)
+    }
 
     again = generate("input.limit=12")
     assert again.returncode == 0, again.stderr
