@@ -2,8 +2,8 @@
 
 import contextlib
 import errno
+import fcntl
 import os
-import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from skipvar.config import StorageConfig
 from skipvar.errors import ConfigError, StorageError
 
 TEMPORARY = "_tmp"
-STALE_TEMPORARY_SECONDS = 24 * 3600
-"""A temporary file of another host is a dead attempt's once it is so old."""
+YOUNG_SECONDS = 5.0
+"""A temporary file may be so old before its writer has locked it."""
 
 
 class NotFoundError(StorageError):
@@ -108,7 +108,7 @@ class LocalStorage:
         self._clean_temporary()
 
     def probe(self) -> None:
-        name = f"_probe/{_writer_name()}"
+        name = f"_probe/{uuid.uuid4().hex}"
         try:
             if not self.put_if_absent(name, b"probe") or self.put_if_absent(name, b"probe"):
                 raise StorageError(
@@ -149,14 +149,12 @@ class LocalStorage:
         try:
             if path.exists():
                 return False
-            temporary = self._write_temporary(data)
-            try:
+            with self._temporary(data) as temporary:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                os.link(temporary, path)
-            except FileExistsError:
-                return False
-            finally:
-                temporary.unlink(missing_ok=True)
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    return False
             _sync_folder(path.parent)
         except OSError as error:
             raise explain_os_error(error, f"write {path}") from error
@@ -165,12 +163,9 @@ class LocalStorage:
     def replace(self, name: str, data: bytes) -> None:
         path = self._path(name)
         try:
-            temporary = self._write_temporary(data)
-            try:
+            with self._temporary(data) as temporary:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
             _sync_folder(path.parent)
         except OSError as error:
             raise explain_os_error(error, f"write {path}") from error
@@ -203,39 +198,30 @@ class LocalStorage:
                     status = path.stat()
                     yield path.relative_to(self.root).as_posix(), status.st_size, status.st_mtime_ns
 
-    def _write_temporary(self, data: bytes) -> Path:
+    @contextlib.contextmanager
+    def _temporary(self, data: bytes) -> Iterator[Path]:
+        """A finished file in `_tmp/`, gone in the end. Its lock shows others that its writer lives."""
         folder = self.root / TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / _writer_name()
+        path = folder / uuid.uuid4().hex
         try:
             with path.open("xb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError:
+                yield path
+        finally:
             path.unlink(missing_ok=True)
-            raise
-        return path
 
     def _clean_temporary(self) -> None:
-        """Remove what dead attempts left in `_tmp/`: it takes space and nothing refers to it."""
+        """Remove what dead writers left in `_tmp/`: it takes space and nothing refers to it."""
         for path in (self.root / TEMPORARY).glob("*"):
-            with contextlib.suppress(OSError):
-                if _is_stale(path):
-                    path.unlink()
-
-
-def _writer_name() -> str:
-    """A name that nobody else uses and that tells whose it is, so that a dead writer's file can be cleaned."""
-    return f"{socket.gethostname()}~{os.getpid()}~{uuid.uuid4().hex}"
-
-
-def _is_stale(path: Path) -> bool:
-    host, _, rest = path.name.partition("~")
-    process = rest.partition("~")[0]
-    if host == socket.gethostname() and process.isdigit():
-        return not Path("/proc", process).exists() if Path("/proc/self").exists() else False
-    return time.time() - path.stat().st_mtime > STALE_TEMPORARY_SECONDS
+            with contextlib.suppress(OSError):  # BlockingIOError: its writer lives
+                if time.time() - path.stat().st_mtime > YOUNG_SECONDS:
+                    with path.open("rb") as file:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -48,7 +48,7 @@ def test_of_many_processes_one_publishes(tmp_path: Path) -> None:
     assert set(LocalStorage(str(tmp_path)).read("data/x")) == {won.index(True)}
 
 
-def test_what_dead_writers_left_is_cleaned(tmp_path: Path) -> None:
+def test_what_dead_writers_left_is_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = f"""
 import os, signal
 from skipvar.shards.storage import LocalStorage
@@ -57,12 +57,12 @@ module.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
 LocalStorage({str(tmp_path)!r}).put_if_absent("data/x", b"never seen")
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
-    alive = tmp_path / "_tmp" / storage_module._writer_name()
-    alive.write_bytes(b"in use")
-    assert len(list((tmp_path / "_tmp").iterdir())) == 2
+    assert len(list((tmp_path / "_tmp").iterdir())) == 1
     assert not (tmp_path / "data" / "x").exists()
-    LocalStorage(str(tmp_path))
-    assert list((tmp_path / "_tmp").iterdir()) == [alive]
+    monkeypatch.setattr(storage_module, "YOUNG_SECONDS", -1.0)
+    with LocalStorage(str(tmp_path))._temporary(b"in use") as alive:
+        LocalStorage(str(tmp_path))
+        assert list((tmp_path / "_tmp").iterdir()) == [alive]
 
 
 @pytest.mark.parametrize(
