@@ -20,9 +20,9 @@ from skipvar.engine.sampler import (
     sample_bits_by_multinomial,
     start_image,
 )
+from skipvar.engine.self_check import make_batch_invariant
 from skipvar.errors import RowError
 from skipvar.model.kv_cache import KeyValueCache
-from skipvar.model.linear import set_row_padding
 from skipvar.model.pipeline import Pipeline, to_uint8
 from skipvar.model.presets import EMOJI
 from skipvar.model.text_encoder import TextEncoder
@@ -42,12 +42,11 @@ def pipeline() -> Pipeline:
     sizes = replace(EMOJI.transformer, depth=2, width=64, num_heads=2)
     transformer = Transformer(sizes)
     transformer.init_weights(0)
-    set_row_padding(transformer, 16)
     device = torch.device("cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         decoder = Decoder(EMOJI.vae)
-    return Pipeline(
+    pipeline = Pipeline(
         config=replace(EMOJI, transformer=sizes),
         transformer=transformer.eval().requires_grad_(False),
         decoder=decoder.eval().requires_grad_(False),
@@ -56,6 +55,8 @@ def pipeline() -> Pipeline:
         device=device,
         weights_sha256={},
     )
+    assert make_batch_invariant(pipeline, pipeline.schedule(1.0, None), 5).is_invariant
+    return pipeline
 
 
 def new_cache(pipeline: Pipeline, rows: int) -> KeyValueCache:
