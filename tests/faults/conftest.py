@@ -30,7 +30,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory, prompts: Path) -> Callable[[i
     def rows_of(limit: int) -> Rows:
         if limit not in made:
             output = tmp_path_factory.mktemp("calm") / "out"
-            code, said = run(f"input.path={prompts}", f"input.limit={limit}", f"output.path={output}", timeout=580)
+            code, said = run(f"input.path={prompts}", f"input.limit={limit}", f"output.path={output}", timeout=1500)
             assert code == 0, said
             made[limit] = rows(str(output))
         return made[limit]

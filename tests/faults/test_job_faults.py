@@ -1,4 +1,4 @@
-"""A job that is killed, cut off from its storage, started twice or changed: in the end one whole dataset, or a refusal."""
+"""A job that is killed, cut off from its storage, started twice or changed: one whole dataset in the end, or a refusal."""
 
 import random
 import subprocess
@@ -47,7 +47,7 @@ def s3_run_with_a_dying_server(
             server.kill()
             time.sleep(3)
             server.start()
-        assert process.wait(timeout=500) == 0, "".join(said)
+        assert process.wait(timeout=1500) == 0, "".join(said)
         reader.join()
         assert verify_main([uri, "--full", "--endpoint-url", server.url]) == 0
         assert rows(uri, direct) == calm(num_prompts)
@@ -137,6 +137,7 @@ def test_two_jobs_on_one_s3_output(
     assert rows(uri, config) == calm(24)
 
 
+@pytest.mark.faults
 def test_changes_are_refused_and_what_changes_nothing_is_not(tmp_path: Path, prompts: Path) -> None:
     mine = tmp_path / "mine.txt"
     mine.write_text("".join(prompts.read_text().splitlines(keepends=True)[:6]))
@@ -145,7 +146,12 @@ def test_changes_are_refused_and_what_changes_nothing_is_not(tmp_path: Path, pro
     assert run(*arguments)[0] == 0
     before = {path.name: path.read_bytes() for path in (output / "data").iterdir()}
     assert run(*arguments, "engine.batch_size=3", "storage.retry_seconds=100")[0] == 0
-    for change, named in (("sampling.cfg=4", "sampling.cfg: 3.0 -> 4"), ("policy=fixed:base", "policy.")):
+    changes = {
+        "sampling.cfg=4": "sampling.cfg: 3.0 -> 4",
+        "policy=fixed:base": "policy.",
+        "model.path=random:1": "model.weights_sha256",
+    }
+    for change, named in changes.items():
         code, said = run(*arguments, change)
         assert code == 2 and named in said and "output.path" in said, said
     mine.write_text(mine.read_text().replace("number 3", "number three"))
@@ -155,14 +161,6 @@ def test_changes_are_refused_and_what_changes_nothing_is_not(tmp_path: Path, pro
 
 
 @pytest.mark.faults
-def test_other_weights_are_refused(tmp_path: Path, prompts: Path) -> None:
-    output = tmp_path / "out"
-    arguments = (f"input.path={prompts}", "input.limit=4", f"output.path={output}")
-    assert run(*arguments)[0] == 0
-    code, said = run(*arguments, "model.path=random:1")
-    assert code == 2 and "model.weights_sha256" in said, said
-
-
 def test_a_full_disk_stops_the_run_and_room_lets_it_finish(tmp_path: Path, prompts: Path, calm: Calm) -> None:
     folder = tmp_path / "tiny"
     folder.mkdir()
