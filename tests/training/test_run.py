@@ -24,7 +24,7 @@ from skipvar.training.text import encode_captions
 RECIPE = Recipe(
     held_out_combinations=len(all_combinations()) - 4,
     vae=VaeRecipe(batch_size=2),
-    transformer=TransformerRecipe(early_batch_size=3, full_batch_size=2, full_every=2),
+    transformer=TransformerRecipe(early_batch_size=4, full_batch_size=2, full_every=2, num_parts=2),
 )
 
 
@@ -97,7 +97,7 @@ def test_resumes_as_if_never_stopped(folders: Folders) -> None:
         whole.train_step(source, factor=1.0)
     resumed = transformer_training.Trainer(RECIPE, folders, is_compiled=False)
     resumed.restore()
-    assert (resumed.step, resumed.num_samples) == (2, {"early": 3, "full": 2})
+    assert (resumed.step, resumed.num_samples) == (2, {"early": 4, "full": 2})
     expected, found = one_more(whole), one_more(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
