@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from skipvar.errors import StorageError
@@ -75,9 +76,17 @@ def acquire(storage: Storage, stale_seconds: float, sleep: Callable[[float], Non
     """Take the lease of an output, waiting at most one stale period for another run that holds it.
 
     Where the other's heartbeat does not change for a whole stale period, it is dead and its lease is taken over; where
-    it changes, `LeaseHeldError` names host and age at the end of the period.
+    it changes, `LeaseHeldError` names host and age at the end of the period. A process of this very machine that has
+    ended need not be waited for.
     """
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "since": time.time()}
+    owner = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "kernel": _kernel(),
+        "born": _birth(os.getpid()),
+        "token": uuid.uuid4().hex,
+        "since": time.time(),
+    }
     started = time.monotonic()
     seen: tuple[int, bytes] | None = None
     has_changed = False
@@ -93,9 +102,9 @@ def acquire(storage: Storage, stale_seconds: float, sleep: Callable[[float], Non
         if seen is None:
             logger.info("another run (%s) holds this output; watching its heartbeat", _holder(content))
         seen = (latest, content)
-        waited = time.monotonic() - started
-        if waited >= stale_seconds:
-            if has_changed:
+        is_dead = _is_known_dead(content)
+        if is_dead or time.monotonic() - started >= stale_seconds:
+            if has_changed and not is_dead:
                 raise LeaseHeldError(
                     f"Another run is at work on {storage.uri}: {_holder(content)}; wait for its end or stop it, "
                     "then run the same command again."
@@ -143,6 +152,33 @@ def _name(generation: int) -> str:
 
 def _content(owner: dict[str, Any], beats: int) -> bytes:
     return json.dumps({**owner, "beats": beats}).encode()
+
+
+def _kernel() -> str:
+    """This boot of this machine and its space of process numbers, where Linux tells them; else nothing."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""
+
+
+def _birth(pid: int) -> str:
+    """When a process of this machine began, in ticks since boot; nothing once it has ended."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in ("Z", "X") else fields[18]
+
+
+def _is_known_dead(content: bytes) -> bool:
+    """Whether the lease's owner was a process that this machine would see if it were alive."""
+    try:
+        owner = json.loads(content)
+        return bool(owner["kernel"]) and owner["kernel"] == _kernel() and _birth(int(owner["pid"])) != owner["born"]
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _holder(content: bytes) -> str:

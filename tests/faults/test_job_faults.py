@@ -1,4 +1,4 @@
-"""A job that is killed, cut off from its storage, started twice or changed: one whole dataset in the end, or a refusal."""
+"""A job that is killed, cut off from its storage, started twice or changed: one whole dataset in the end, or a no."""
 
 import random
 import subprocess

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -173,6 +175,20 @@ def test_a_dead_run_is_taken_over_and_finds_out(tmp_path: Path) -> None:
     assert alive.beat() and not dead.beat()
     dead.release()  # must not touch what is another's now
     assert alive.beat()
+
+
+def test_a_killed_process_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from skipvar.shards.lease import acquire
+from skipvar.shards.storage import LocalStorage
+acquire(LocalStorage({str(tmp_path)!r}), 60)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    started = time.monotonic()
+    assert acquire(LocalStorage(str(tmp_path)), 60).beat()
+    assert time.monotonic() - started < 5
 
 
 def test_of_many_only_one_gets_the_lease(tmp_path: Path) -> None:
