@@ -183,7 +183,7 @@ class UnitWriter:
             "prompt": failure.prompt,
             "error_class": failure.error_class,
             "message": failure.message.encode("utf-8", "replace").decode(),
-            "attempts": failure.attempts,
+            "attempts": failure.attempts + self._unit.retry,
             **self._own(failure.columns),
         }
 
