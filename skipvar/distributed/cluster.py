@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from skipvar.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+CONNECT_SECONDS = 10.0
 LOCAL_OBJECT_STORE_BYTES = 100_000_000
 """Images never pass through Ray's object store, so a local cluster needs next to none."""
 
@@ -54,6 +56,8 @@ class Cluster:
 def connect(config: RunConfig) -> Iterator[Cluster]:
     """Join the cluster that the configuration names, or start a local one; leave it (or end it) afterwards."""
     address = cluster_address(config)
+    if address is not None:
+        _check_answers(address)
     if ray.is_initialized():  # a test or a notebook brought its own
         yield _survey(config, is_local=address is None)
         return
@@ -70,7 +74,7 @@ def connect(config: RunConfig) -> Iterator[Cluster]:
             )
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         where = f"Ray cluster at {address} cannot be joined" if address else "A local Ray cluster cannot be started"
         raise ConfigError(f"{where}: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
     if threading.current_thread() is threading.main_thread():
@@ -81,6 +85,19 @@ def connect(config: RunConfig) -> Iterator[Cluster]:
         yield _survey(config, is_local=address is None)
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray tries a wrong address for minutes; a look at its port tells in seconds."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS):
+            return
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"No Ray cluster answers at {address} (cluster.address or RAY_ADDRESS); give the head's host:port, "
+            "or cluster.address=local for this machine alone."
+        ) from None
 
 
 def _local_cpus(config: RunConfig) -> int:

@@ -10,7 +10,7 @@ from skipvar.config import RunConfig
 from skipvar.distributed.dispatch import Assignment, Dispatcher
 from skipvar.distributed.fleet import Event, Fleet, Member, ReplicaLost
 from skipvar.distributed.metrics import Metrics
-from skipvar.distributed.replica import WorkOrder
+from skipvar.distributed.opening import OpenRun
 from skipvar.distributed.stopping import StopSignal
 from skipvar.errors import ModelError, SkipvarError, StoppedError
 from skipvar.types import UnitReport
@@ -61,19 +61,18 @@ class Driver:
         config: RunConfig,
         fleet: Fleet,
         room: Callable[[], int],
-        dispatcher: Dispatcher,
+        run: OpenRun,
         metrics: Metrics,
-        order: WorkOrder,
-        description: dict[str, Any],
-        num_units: int,
         stop: StopSignal,
     ) -> None:
-        """`description` is the first replica's; `num_units` are to be made; `room` says what the cluster can hold."""
-        self._config, self._fleet, self._room = config, fleet, room
-        self._dispatcher, self._metrics, self._order = dispatcher, metrics, order
-        self._description = description
-        self._num_units_left = num_units
-        self._stop = stop
+        """`room` says how many replicas the cluster can hold."""
+        self._config, self._fleet, self._room, self._run = config, fleet, room, run
+        self._metrics, self._stop = metrics, stop
+        self._order = run.order()
+        self._num_units_left = run.num_units
+        self._dispatcher = Dispatcher(
+            run.units, max_attempts=config.max_attempts, images_per_prompt=config.sampling.images_per_prompt
+        )
         self._surveyed = -SURVEY_SECONDS
         self._has_begun = False
         self._num_expected = 1
@@ -88,7 +87,8 @@ class Driver:
 
         Raises `StoppedError`, or the `SkipvarError` of the replica that met it.
         """
-        self._fleet.call(first, "open", self._order)
+        if not self._dispatcher.is_done:
+            self._fleet.call(first, "open", self._order)
         while not self._dispatcher.is_done:
             self._keep_fleet()
             for event in self._fleet.events(TICK_SECONDS):
@@ -174,7 +174,7 @@ class Driver:
     @property
     def _max_deaths(self) -> int:
         """More deaths in a row than this are no single request's fault: a search for one costs so many at the worst."""
-        num_halvings = math.ceil(math.log2(max(2, self._order.unit_requests)))
+        num_halvings = math.ceil(math.log2(max(2, self._run.unit_requests)))
         return NUM_SEARCHES * (self._config.max_attempts + 2 + num_halvings)
 
     def _offer_again(self) -> None:
@@ -207,10 +207,10 @@ class Driver:
 
     def _check_description(self, member: Member, description: dict[str, Any]) -> None:
         for key in MUST_AGREE:
-            if description.get(key) != self._description.get(key):
+            if description.get(key) != self._run.description.get(key):
                 raise ModelError(
                     f"{member.name} has another {key} than the first replica ({description.get(key)} against "
-                    f"{self._description.get(key)}); give all nodes the same weights and policy."
+                    f"{self._run.description.get(key)}); give all nodes the same weights and policy."
                 )
 
     def _check_limits(self) -> None:

@@ -103,8 +103,11 @@ class Fleet:
         Returns the events of this time: the units that were published still, and the statistics (of `stop`) of the
         replicas that answered.
         """
-        for member in self.members:
-            self.call(member, "stop")
+        for member in list(self.members):
+            if member.is_up:
+                self.call(member, "stop")
+            else:  # still starting, or waiting for room: nothing to wait for
+                self.drop(member)
         stops = [reference for reference, (_, method, _) in self._calls.items() if method == "stop"]
         if stops:
             ray.wait(stops, num_returns=len(stops), timeout=timeout_seconds, fetch_local=False)

@@ -5,22 +5,20 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from skipvar.config import RunConfig
-from skipvar.distributed.cluster import Cluster, connect
-from skipvar.distributed.dispatch import Dispatcher
+from skipvar.distributed.cluster import connect
 from skipvar.distributed.driver import Driver, start_first_replica
 from skipvar.distributed.environment import resolve_paths
 from skipvar.distributed.fleet import Fleet, Member
 from skipvar.distributed.logs import StoredLog, log_name
 from skipvar.distributed.metrics import Metrics
 from skipvar.distributed.opening import OpenRun, locate, open_run, plan_for_model, recall
-from skipvar.distributed.replica import EngineFactory, WorkOrder, build_real_engine
+from skipvar.distributed.replica import EngineFactory, build_real_engine
 from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.statistics import merge_statistics
-from skipvar.errors import SkipvarError
+from skipvar.errors import SkipvarError, StorageError
 from skipvar.report.sheet import write_sheet
 from skipvar.shards.lease import Lease
 from skipvar.shards.ledger import State
@@ -30,14 +28,11 @@ from skipvar.types import UnitReport
 logger = logging.getLogger(__name__)
 
 EXIT_ALL_ROWS, EXIT_ERROR_ROWS, EXIT_STOPPED = 0, 3, 4
+LAST_RETRY_SECONDS = 5.0
+RELEASE_SECONDS = 10.0
 STOP_SECONDS = 30.0
 """How long replicas may take to publish what is complete when a run is stopped."""
-MIN_UNITS_IN_FLIGHT = 2
-POOLS_AHEAD = 4
-"""A replica asks for more while it has fewer requests than this many pools of waiting images."""
 SHEET = "preview.png"
-OPEN_FACTOR = 4
-"""Unpublished requests a replica may hold, in multiples of what it asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +50,6 @@ class Outcome:
 
 def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory = build_real_engine) -> Outcome:
     """Make what is left of a run. Raises `SkipvarError` for what is found before any work (exit 2)."""
-    session = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     if config.max_seconds is not None:
         stop.stop_after(config.max_seconds)
     config = resolve_paths(locate(config))
@@ -70,38 +64,32 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
             logger.info("The first replica is up: %s", ", ".join(f"{key} {description[key]}" for key in known))
             plan = plan_for_model(plan, config, description)
             run = open_run(config, plan, description, stop.sleep)
-            log.attach(run.storage, log_name(session, "driver"))
+            log.attach(run.storage, log_name(run.session, "driver"))
             config = replace(config, model=replace(config.model, dtype=description["dtype"]))
             with _heartbeat(run.lease, stop):
-                order = work_order(run, description, session)
-                return _make(config, cluster, fleet, first, description, run, order, stop)
+                metrics = Metrics(run.plan.num_requests, run.plan.num_requests - run.num_requests)
+                error = _work(Driver(config, fleet, cluster.room, run, metrics, stop), first)
+                statistics = _end(fleet, metrics)
+                if isinstance(error, StorageError):  # it had its retries; what is said at the end gets a few seconds
+                    run = run.with_patience(replace(config.storage, retry_seconds=LAST_RETRY_SECONDS))
+                    log.attach(run.storage, log_name(run.session, "driver"))
+                return _verdict(run, metrics, statistics, error)
         finally:
             fleet.stop(timeout_seconds=0)
 
 
-def _make(
-    config: RunConfig,
-    cluster: Cluster,
-    fleet: Fleet,
-    first: Member,
-    description: dict[str, Any],
-    run: OpenRun,
-    order: WorkOrder,
-    stop: StopSignal,
-) -> Outcome:
-    """The work itself, and the verdict."""
-    metrics = Metrics(run.plan.num_requests, run.plan.num_requests - run.num_requests)
-    dispatcher = Dispatcher(
-        run.units, max_attempts=config.max_attempts, images_per_prompt=config.sampling.images_per_prompt
-    )
-    driver = Driver(config, fleet, cluster.room, dispatcher, metrics, order, description, run.num_units, stop)
-    reason: str | None = None
+def _work(driver: Driver, first: Member) -> SkipvarError | None:
+    """Make all units; what stopped it, if anything did."""
     try:
-        if run.num_units:
-            driver.run(first)
+        driver.run(first)
     except SkipvarError as error:
-        reason = str(error)
         logger.error("%s", error)
+        return error
+    return None
+
+
+def _end(fleet: Fleet, metrics: Metrics) -> list[dict[str, Any]]:
+    """End the replicas; counts what they still published and returns their engines' statistics."""
     statistics = []
     for event in fleet.stop(STOP_SECONDS):
         if isinstance(event.result, UnitReport):
@@ -109,24 +97,10 @@ def _make(
         elif event.method == "stop" and isinstance(event.result, dict):
             statistics.append(event.result)
     metrics.close()
-    return _verdict(run, metrics, statistics, reason)
+    return statistics
 
 
-def work_order(run: OpenRun, description: dict[str, Any], session: str) -> WorkOrder:
-    """How much a replica takes on at a time: enough that its engine always has images to mix."""
-    unit_requests = run.plan.prompts_per_unit * run.plan.images_per_prompt
-    wanted = max(MIN_UNITS_IN_FLIGHT * unit_requests, POOLS_AHEAD * description["pool_images"])
-    return WorkOrder(
-        input=run.input,
-        dataset=run.dataset,
-        session=session,
-        unit_requests=unit_requests,
-        wanted_requests=wanted,
-        max_open_requests=OPEN_FACTOR * wanted,
-    )
-
-
-def _verdict(run: OpenRun, metrics: Metrics, statistics: list[dict[str, Any]], reason: str | None) -> Outcome:
+def _verdict(run: OpenRun, metrics: Metrics, statistics: list[dict[str, Any]], error: SkipvarError | None) -> Outcome:
     """Count what the output holds, record how the run ended, and say so by an exit code."""
     counts: dict[str, Any] = {
         "requests": run.plan.num_requests,
@@ -138,6 +112,8 @@ def _verdict(run: OpenRun, metrics: Metrics, statistics: list[dict[str, Any]], r
         "replicas": len(statistics),
         "engine": merge_statistics(statistics) if statistics else None,
     }
+    reason = None if error is None else str(error)
+    state: State = "stopped"
     try:
         if reason is None:
             num_left = run.plan.num_units - len(run.ledger.done_units())
@@ -146,12 +122,11 @@ def _verdict(run: OpenRun, metrics: Metrics, statistics: list[dict[str, Any]], r
             else:
                 counts["errors"] = run.ledger.num_errors()
                 counts["images"] = counts["requests"] - counts["errors"]
-        state: State = "stopped" if reason else "finished_with_errors" if counts["errors"] else "finished"
-        if not reason:
-            write_sheet(run.storage, SHEET)
+                state = "finished_with_errors" if counts["errors"] else "finished"
+                write_sheet(run.storage, SHEET)
         run.ledger.finish(state, counts)
-    except SkipvarError as error:
-        reason, state = reason or str(error), "stopped"
+    except SkipvarError as trouble:
+        reason, state = reason or str(trouble), "stopped"
     code = {"stopped": EXIT_STOPPED, "finished_with_errors": EXIT_ERROR_ROWS, "finished": EXIT_ALL_ROWS}[state]
     return Outcome(exit_code=code, state=state, output=run.storage.uri, counts=counts, reason=reason)
 
@@ -204,5 +179,6 @@ def _heartbeat(lease: Lease, stop: StopSignal) -> Iterator[None]:
         yield
     finally:
         end.set()
-        thread.join()
-        lease.release()
+        release = threading.Thread(target=lease.release, name="release", daemon=True)
+        release.start()
+        release.join(RELEASE_SECONDS)  # where the storage is gone, the next run waits for a stale lease instead

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from skipvar.config import RunConfig, to_dict
+from skipvar.config import RunConfig, StorageConfig, to_dict
 from skipvar.shards.lease import Lease, acquire
 from skipvar.shards.ledger import Ledger, fingerprint
 from skipvar.shards.prompts import Plan, plan_input
@@ -23,6 +23,23 @@ logger = logging.getLogger(__name__)
 
 FINGERPRINT_FIELD = "{fingerprint}"
 BYTES_PER_PIXEL = 3
+MIN_UNITS_AHEAD = 2
+POOLS_AHEAD = 4
+"""A replica asks for more while it has fewer requests than this many pools of waiting images."""
+OPEN_FACTOR = 4
+"""Unpublished requests a replica may hold, in multiples of what it asks for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOrder:
+    """What a replica needs to know of the run besides its units; the same for all replicas, and small."""
+
+    input: InputSpec
+    dataset: DatasetSpec
+    session: str
+    """Names the logs."""
+    wanted_requests: int
+    max_open_requests: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +58,31 @@ class OpenRun:
     """Requests of those units."""
     is_resumed: bool
 
+    description: dict[str, Any]
+    """The first replica's: what was resolved for the whole run."""
+    session: str
+    """When this process began to work on the run, UTC: names its logs."""
+
     @property
-    def input(self) -> InputSpec:
-        return self.plan.spec
+    def unit_requests(self) -> int:
+        """Requests of a full unit."""
+        return self.plan.prompts_per_unit * self.plan.images_per_prompt
+
+    def order(self) -> WorkOrder:
+        """How much a replica takes on at a time: enough that its engine always has images to mix."""
+        wanted = max(MIN_UNITS_AHEAD * self.unit_requests, POOLS_AHEAD * self.description["pool_images"])
+        return WorkOrder(
+            input=self.plan.spec,
+            dataset=self.dataset,
+            session=self.session,
+            wanted_requests=wanted,
+            max_open_requests=OPEN_FACTOR * wanted,
+        )
+
+    def with_patience(self, config: StorageConfig) -> "OpenRun":
+        """The same run, its output reached with other settings."""
+        storage = open_storage(self.storage.uri, config)
+        return replace(self, storage=storage, ledger=Ledger(storage))
 
 
 def locate(config: RunConfig) -> RunConfig:
@@ -132,6 +171,8 @@ def open_run(
         num_units=num_units,
         num_requests=num_requests,
         is_resumed=run.is_resumed,
+        description=description,
+        session=datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
     )
 
 

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ import ray
 from skipvar.config import RunConfig
 from skipvar.distributed.dispatch import Assignment
 from skipvar.distributed.logs import StoredLog, log_name
+from skipvar.distributed.opening import WorkOrder
 from skipvar.distributed.worker import Progress, Worker, fail_poisoned
 from skipvar.shards.cache import fetch
 from skipvar.shards.prompts import read_unit
-from skipvar.shards.rows import InputSpec
 from skipvar.shards.storage import open_storage
-from skipvar.shards.writer import DatasetSpec, UnitWriter
+from skipvar.shards.writer import UnitWriter
 from skipvar.types import Failure, Request, UnitReport
 
 logger = logging.getLogger(__name__)
@@ -27,20 +27,6 @@ logger = logging.getLogger(__name__)
 EngineFactory = Callable[[RunConfig], Any]
 
 CACHE_FOLDER = Path(os.environ.get("SKIPVAR_CACHE", "~/.cache/skipvar")).expanduser()
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkOrder:
-    """What a replica needs to know of the run besides its units; the same for all replicas, and small."""
-
-    input: InputSpec
-    dataset: DatasetSpec
-    session: str
-    """When this process began to work on the run, UTC: names its logs."""
-    unit_requests: int
-    """Requests of a full unit."""
-    wanted_requests: int
-    max_open_requests: int
 
 
 def build_real_engine(config: RunConfig) -> Any:

@@ -130,6 +130,14 @@ def test_no_arguments_are_a_usage_error() -> None:
     assert error.value.code == 2
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:8265", "nonsense"])
+def test_a_cluster_that_does_not_answer(
+    address: str, config_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    refused(capsys, [str(config_file), "model.path=random:0"], address)
+
+
 BAD_INPUTS: dict[str, tuple[bytes, str]] = {
     "missing.txt": (b"", "does not exist"),
     "empty.txt": (b"", "no rows"),
