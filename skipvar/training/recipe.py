@@ -56,9 +56,6 @@ class TransformerRecipe:
     full_batch_size: int = 12
     full_every: int = 4
     """Every so many steps one sees all scales, the others only the first `early_scales`."""
-    num_parts: int = 4
-    """Parts of a batch, each a pass of its own on one thread."""
-    num_threads: int = 2
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2.5e-3, adam_rate=2e-3, weight_decay=1e-2)
     warmup_steps: int = 100
     ema_decay: float = 0.998

@@ -21,7 +21,6 @@ from skipvar.training.common import Ema, Folders, Stretch, append_log, load_chec
 from skipvar.training.data import Combination, captions, split_combinations
 from skipvar.training.latents import latents_path
 from skipvar.training.muon import Optimizer
-from skipvar.training.parallel import PartedGradients
 from skipvar.training.recipe import GRIDS, MODEL, NUM_SCALES, SCHEDULE, Recipe
 from skipvar.training.sample import generate
 from skipvar.training.text import CaptionTokens, build_text_encoder, build_tokenizer, encode_captions
@@ -172,9 +171,7 @@ class Trainer:
         self.model = TextToBits(recipe, tokenizer)
         self.optimizer = Optimizer(self.model.parameters(), self.model.block_matrices(), recipe.transformer.optimizer)
         self.ema = Ema(self.model, recipe.transformer.ema_decay)
-        objective = Objective(self.model, self.tokens.max_length, is_compiled)
-        threads = recipe.transformer.num_threads
-        self.gradients = PartedGradients(list(self.model.parameters()), objective, threads)
+        self.objective = Objective(self.model, self.tokens.max_length, is_compiled)
         self.step = 0
         self.num_samples = {"early": 0, "full": 0}
         self._losses: dict[str, list[Tensor]] = defaultdict(list)
@@ -189,8 +186,9 @@ class Trainer:
             if is_full
             else ("early", settings.early_scales, settings.early_batch_size)
         )
-        parts = [source.draw(num_scales, size // settings.num_parts) for _ in range(settings.num_parts)]
-        scale_losses = self.gradients(parts, kind)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, scale_losses = self.objective(source.draw(num_scales, size))
+        loss.backward()
         self.optimizer.step(factor)
         self.ema.update()
         self.step += 1

@@ -24,7 +24,7 @@ from skipvar.training.text import encode_captions
 RECIPE = Recipe(
     held_out_combinations=len(all_combinations()) - 4,
     vae=VaeRecipe(batch_size=2),
-    transformer=TransformerRecipe(early_batch_size=4, full_batch_size=2, full_every=2, num_parts=2),
+    transformer=TransformerRecipe(early_batch_size=4, full_batch_size=2, full_every=2),
 )
 
 
