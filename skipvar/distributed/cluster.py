@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import tenacity
 
 from skipvar.config import RunConfig
 from skipvar.distributed.environment import check_output_stays, cluster_address
@@ -19,6 +20,7 @@ from skipvar.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
+START_ATTEMPTS = 3
 LOCAL_OBJECT_STORE_BYTES = 100_000_000
 """Images never pass through Ray's object store, so a local cluster needs next to none."""
 
@@ -64,17 +66,10 @@ def connect(config: RunConfig) -> Iterator[Cluster]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if address is None:
-            ray.init(
-                address="local",
-                num_cpus=_local_cpus(config),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            )
+            start_local(_local_cpus(config))
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:  # Ray raises bare ones too
         where = f"Ray cluster at {address} cannot be joined" if address else "A local Ray cluster cannot be started"
         raise ConfigError(f"{where}: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
     if threading.current_thread() is threading.main_thread():
@@ -85,6 +80,24 @@ def connect(config: RunConfig) -> Iterator[Cluster]:
         yield _survey(config, is_local=address is None)
     finally:
         ray.shutdown()
+
+
+@tenacity.retry(
+    stop=tenacity.stop_after_attempt(START_ATTEMPTS),
+    retry=tenacity.retry_if_exception_message(match=r"(?s).*timed out during startup.*"),
+    before_sleep=lambda _: logger.warning("This machine is too busy for Ray to start in its 30 seconds; trying again"),
+    reraise=True,
+)
+def start_local(num_cpus: int) -> None:
+    """Start a Ray cluster on this machine alone, with as few processes as it can do with."""
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+    )
 
 
 def _check_answers(address: str) -> None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, replace
 from skipvar.errors import StoppedError
 from skipvar.types import RequestKey, Unit
 
+DEATHS_THAT_CONVICT = 2
+"""A request is given up when replicas died so often with it alone: a node may go down at any moment."""
+
 
 class UnitKeepsDyingError(StoppedError):
     """A unit kills replicas, but none of its requests does so alone. Stops the run (exit 4): the machine is suspect."""
@@ -112,6 +115,8 @@ class _Suspect:
     """The fault is among these. None: not searching; the unit runs alone, for real."""
     poisoned: dict[RequestKey, str] = field(default_factory=dict)
     num_false_alarms: int = 0
+    num_deaths_of_one: int = 0
+    """Of the only candidate left: one death could be a coincidence."""
 
     def assignment(self) -> Assignment:
         unit, attempt = self.unit, self.num_deaths + 1
@@ -123,8 +128,12 @@ class _Suspect:
     def died(self) -> None:
         self.num_deaths += 1
         self.candidates = self.keys if self.candidates is None else self._tried()
-        if len(self.candidates) == 1:
+        if len(self.candidates) > 1:
+            return
+        self.num_deaths_of_one += 1
+        if self.num_deaths_of_one == DEATHS_THAT_CONVICT:
             [key] = self.candidates
+            self.num_deaths_of_one = 0
             self.poisoned[key] = f"The replica died making this request alone, as did {self.num_deaths - 1} before it."
             self.keys = [other for other in self.keys if other != key]
             self.candidates = None
@@ -135,6 +144,7 @@ class _Suspect:
         others = self.candidates[len(self._tried()) :]
         self.candidates = others or None
         self.num_false_alarms += not others
+        self.num_deaths_of_one = 0
 
     def _tried(self) -> list[RequestKey]:
         assert self.candidates is not None

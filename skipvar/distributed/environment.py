@@ -36,6 +36,7 @@ def prepare_environment(config: RunConfig) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # replicas bring an environment: no idle one fits
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a spinning thread costs a neighbour its core
     if cluster_address(config) is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ["RAY_AUTH_MODE"] = "token"

@@ -136,4 +136,4 @@ def _reason(error: Exception) -> str:
     """The telling line of one of Ray's long messages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith(("The actor is dead", "ray.", "Worker exit detail"))]
-    return (telling or lines or [type(error).__name__])[0][:400]
+    return (telling or lines or [type(error).__name__])[0].split(" Some common causes")[0][:300]

@@ -15,14 +15,9 @@ def local_ray() -> Iterator[None]:
     import ray
     from ray import cloudpickle
 
+    from skipvar.distributed.cluster import start_local
+
     cloudpickle.register_pickle_by_value(fakes)  # replicas have no tests/ on their path
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=100_000_000,
-        logging_level="ERROR",
-    )
+    start_local(num_cpus=4)
     yield
     ray.shutdown()

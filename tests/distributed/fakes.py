@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from skipvar.config import RunConfig
 from skipvar.distributed.dispatch import Assignment
 from skipvar.engine.statistics import EngineStatistics
 from skipvar.errors import ModelError
@@ -152,6 +153,27 @@ class ForgivingEngine(FakeEngine):
 
 def build_forgiving_engine(config: object) -> FakeEngine:
     return ForgivingEngine()
+
+
+def build_bfloat16_engine(config: RunConfig) -> FakeEngine:
+    """On a machine whose `auto` is bfloat16."""
+    return AutoEngine(config, "bfloat16")
+
+
+def build_float32_engine(config: RunConfig) -> FakeEngine:
+    """On a machine whose `auto` is float32."""
+    return AutoEngine(config, "float32")
+
+
+class AutoEngine(FakeEngine):
+    """Resolves `model.dtype`."""
+
+    def __init__(self, config: RunConfig, auto: str) -> None:
+        super().__init__()
+        self.dtype = auto if config.model.dtype == "auto" else config.model.dtype
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "dtype": self.dtype}
 
 
 def build_no_engine(config: object) -> FakeEngine:

@@ -13,8 +13,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from fakes import (
+    build_bfloat16_engine,
     build_dying_engine,
     build_fake_engine,
+    build_float32_engine,
     build_forgiving_engine,
     build_no_engine,
     build_slow_engine,
@@ -192,6 +194,22 @@ def test_a_changed_setting_is_refused(make_config) -> None:
     with pytest.raises(ConfigError, match=r"sampling\.cfg: 3\.0 -> 4\.0"):
         run(changed)
     assert run(replace(config, engine=replace(config.engine, batch_size=3))).exit_code == 0
+
+
+def test_a_resumed_run_takes_what_auto_was_resolved_to(make_config) -> None:
+    config = make_config([f"prompt {n}" for n in range(10)], "model.dtype=auto")
+    assert run(config, build_bfloat16_engine).exit_code == 0
+    assert run(config, build_float32_engine).exit_code == 0
+    record = json.loads((Path(config.output.path) / "_run.json").read_text())
+    assert record["resolved"]["dtype"] == record["parts"]["model"]["dtype"] == "bfloat16"
+
+
+def test_the_path_holds_date_and_fingerprint(make_config, tmp_path: Path) -> None:
+    config = make_config(["a"], f"output.path={tmp_path}/{{date}}/{{fingerprint}}")
+    outcome = run(config)
+    record = json.loads((Path(outcome.output) / "_run.json").read_text())
+    assert Path(outcome.output).name == record["fingerprint"]
+    assert len(Path(outcome.output).parent.name) == len("2026-01-31")
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_sentence(make_config) -> None:

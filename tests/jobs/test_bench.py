@@ -1,0 +1,29 @@
+"""jobs.bench ends with one JSON document that holds what it claims."""
+
+import json
+
+import pytest
+
+from jobs.bench import main
+
+
+def test_planning_in_little_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--rows", "300000"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for kind in ("parquet", "txt"):
+        assert result[kind]["rows"] == 300_000
+        assert result[kind]["peak_bytes"] < 500e6
+
+
+def test_engine_against_its_slow_twin(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["model.path=random:0", "model.device=cpu", "engine.batch_size=4", "--images", "4", "--rounds", "1"]
+    assert main(arguments) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["images"] == 4
+    assert set(result["images_per_second"]) == {"twin", "batched", "engine"}
+    assert result["ratio"] > 0
+
+
+def test_a_bad_configuration_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sampling.cgf=3"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
