@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="length of a stretch of training")
     parser.add_argument("--decay-minutes", type=float, default=0.0, help="its last minutes bring the rate to zero")
     parser.add_argument("--eager", action="store_true", help="do not compile the transformer")
+    parser.add_argument("--processes", type=int, default=2, help="of one core each, for the transformer")
     parser.add_argument("--prompts", type=int, help="evaluate so many prompts only")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -84,7 +85,7 @@ def main() -> None:
         "vae": lambda: train_vae(recipe, folders, args.minutes, args.decay_minutes),
         "encode": lambda: encode_latents(recipe, folders),
         "transformer": lambda: train_transformer(
-            recipe, folders, args.minutes, args.decay_minutes, is_compiled=not args.eager
+            recipe, folders, args.minutes, args.decay_minutes, not args.eager, args.processes
         ),
         "export": lambda: export(recipe, folders, args.model),
         "evaluate": lambda: evaluate(recipe, folders, args.model),

@@ -37,10 +37,10 @@ class Stretch:
         return time.monotonic() >= self._end
 
     def rate_factor(self, steps_done: int) -> float:
-        """Multiplier of the learning rates: a linear warm-up by steps, constant, a linear decay by time."""
+        """Multiplier of the learning rates: linear warm-up by steps, constant, linear decay by time; 0 at the end."""
         warmup = min(1.0, (steps_done + 1) / max(1, self._warmup_steps))
         left = max(0.0, self._end - time.monotonic())
-        return warmup * min(1.0, left / self._decay_seconds) if self._decay_seconds else warmup
+        return warmup * min(1.0, left / self._decay_seconds if self._decay_seconds else float(left > 0))
 
 
 class Ema:

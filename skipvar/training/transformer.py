@@ -5,12 +5,14 @@ import dataclasses
 import logging
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast
 
 from skipvar.model.attention import TextLayout
@@ -21,10 +23,14 @@ from skipvar.training.common import Ema, Folders, Stretch, append_log, load_chec
 from skipvar.training.data import Combination, captions, split_combinations
 from skipvar.training.latents import latents_path
 from skipvar.training.muon import Optimizer
+from skipvar.training.parallel import Peers, run_peers
 from skipvar.training.recipe import GRIDS, MODEL, NUM_SCALES, SCHEDULE, Recipe
 from skipvar.training.sample import generate
 from skipvar.training.text import CaptionTokens, build_text_encoder, build_tokenizer, encode_captions
 from skipvar.training.vae import load_autoencoder
+
+_SHORT = 256
+"""Tokens below which attention is computed by plain products."""
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +71,15 @@ class Batch:
 class BatchSource:
     """Draws batches from the stored latents; its stream is fixed by the seed and the step it starts at."""
 
-    def __init__(self, recipe: Recipe, folders: Folders, tokens: CaptionTokens, first_step: int) -> None:
+    def __init__(
+        self, recipe: Recipe, folders: Folders, tokens: CaptionTokens, first_step: int, peers: Peers | None = None
+    ) -> None:
+        rank = peers.rank if peers else 0
         self._recipe = recipe.transformer
         self._latents = load_checkpoint(latents_path(folders))["latents"]
         self._training, _ = split_combinations(recipe)
         self._tokens = tokens
-        self._generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + first_step)
+        self._generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + 10 * first_step + rank)
 
     def draw(self, num_scales: int, size: int) -> Batch:
         generator = self._generator
@@ -118,7 +127,9 @@ class Objective:
         rope = (self._rope[0][: sum(num_tokens)], self._rope[1][: sum(num_tokens)])
         if batch.num_scales not in self._masks:
             self._masks[batch.num_scales] = block_causal_mask(num_tokens, torch.device("cpu"))
-        losses = self._scale_losses(batch.codes, batch.targets, text, rope, self._masks[batch.num_scales])
+        # Short sequences: plain products are twice as fast as torch's flash attention on a CPU, forward and backward.
+        with sdpa_kernel(SDPBackend.MATH if sum(num_tokens) < _SHORT else SDPBackend.FLASH_ATTENTION):
+            losses = self._scale_losses(batch.codes, batch.targets, text, rope, self._masks[batch.num_scales])
         weights = torch.tensor(num_tokens, dtype=torch.float32).sqrt()
         return (losses * weights / weights.sum()).sum(), losses.detach()
 
@@ -164,8 +175,8 @@ def _load_averaged(model: TextToBits, weights: dict[str, Tensor]) -> None:
 class Trainer:
     """The state of a run: weights, their average, optimizer, step; and what is needed to report on it."""
 
-    def __init__(self, recipe: Recipe, folders: Folders, is_compiled: bool) -> None:
-        self.recipe, self.folders = recipe, folders
+    def __init__(self, recipe: Recipe, folders: Folders, is_compiled: bool, peers: Peers | None = None) -> None:
+        self.recipe, self.folders, self.peers = recipe, folders, peers or Peers()
         tokenizer = build_tokenizer()
         self.tokens = CaptionTokens(tokenizer)
         self.model = TextToBits(recipe, tokenizer)
@@ -177,7 +188,8 @@ class Trainer:
         self._losses: dict[str, list[Tensor]] = defaultdict(list)
         self._seconds: dict[str, list[float]] = defaultdict(list)
 
-    def train_step(self, source: BatchSource, factor: float) -> None:
+    def train_step(self, source: BatchSource, factor: float) -> float:
+        """One step at the leader's `factor` of the rates, which is returned."""
         settings = self.recipe.transformer
         started = time.monotonic()
         is_full = (self.step + 1) % settings.full_every == 0
@@ -187,14 +199,16 @@ class Trainer:
             else ("early", settings.early_scales, settings.early_batch_size)
         )
         with torch.autocast("cpu", torch.bfloat16):
-            loss, scale_losses = self.objective(source.draw(num_scales, size))
+            loss, scale_losses = self.objective(source.draw(num_scales, size // self.peers.count))
         loss.backward()
+        factor = self.peers.average(list(self.model.parameters()), factor)
         self.optimizer.step(factor)
         self.ema.update()
         self.step += 1
         self.num_samples[kind] += size
         self._losses[kind].append(scale_losses)
         self._seconds[kind].append(time.monotonic() - started)
+        return factor
 
     def save(self) -> None:
         state: dict[str, Any] = {
@@ -243,28 +257,40 @@ class Trainer:
 
 
 def train_transformer(
-    recipe: Recipe, folders: Folders, minutes: float, decay_minutes: float, is_compiled: bool = True
+    recipe: Recipe,
+    folders: Folders,
+    minutes: float,
+    decay_minutes: float,
+    is_compiled: bool = True,
+    num_processes: int = 1,
 ) -> None:
     """One stretch of training; goes on from the checkpoint if there is one."""
-    trainer = Trainer(recipe, folders, is_compiled)
+    run_peers(num_processes, partial(_train, recipe, folders, minutes, decay_minutes, is_compiled))
+
+
+def _train(
+    recipe: Recipe, folders: Folders, minutes: float, decay_minutes: float, is_compiled: bool, peers: Peers
+) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    trainer = Trainer(recipe, folders, is_compiled, peers)
     is_warm = trainer.restore()
-    source = BatchSource(recipe, folders, trainer.tokens, trainer.step)
+    source = BatchSource(recipe, folders, trainer.tokens, trainer.step, peers)
     stretch = Stretch(minutes, decay_minutes, 0 if is_warm else recipe.transformer.warmup_steps)
-    first_step, last_saved = trainer.step, time.monotonic()
-    num_saves = 0
+    first_step, last_saved, num_saves = trainer.step, time.monotonic(), 0
     prompts = sample_prompts(split_combinations(recipe)[1], 24)
-    while not stretch.is_over():
-        trainer.train_step(source, stretch.rate_factor(trainer.step - first_step))
-        if time.monotonic() - last_saved > recipe.checkpoint_seconds:
+    # The end, too, is the leader's: every process learns it from the same step.
+    while trainer.train_step(source, stretch.rate_factor(trainer.step - first_step)) > 0:
+        if peers.is_leader and time.monotonic() - last_saved > recipe.checkpoint_seconds:
             trainer.save()
             trainer.report()
             num_saves += 1
             if num_saves % 4 == 0:
                 trainer.save_samples(prompts)
             last_saved = time.monotonic()
-    trainer.save()
-    trainer.report()
-    trainer.save_samples(prompts)
+    if peers.is_leader:
+        trainer.save()
+        trainer.report()
+        trainer.save_samples(prompts)
 
 
 def sample_prompts(combinations: list[Combination], count: int) -> list[str]:

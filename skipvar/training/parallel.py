@@ -1,0 +1,56 @@
+"""Training on several processes of one core each, with the gradients averaged after every step.
+
+Threads inside an operation wait for each other at every operation, and beside other busy processes the slower core then
+sets the pace; threads over parts of a batch wait for the interpreter's lock, which compiled CPU kernels hold. Processes
+wait once a step.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed
+import torch.multiprocessing
+from torch import nn
+
+
+class Peers:
+    """The processes of a run: equal models, different batches. Rank 0 leads: it saves, reports and keeps the clock."""
+
+    def __init__(self, rank: int = 0, count: int = 1) -> None:
+        self.rank, self.count = rank, count
+
+    @property
+    def is_leader(self) -> bool:
+        return self.rank == 0
+
+    def average(self, parameters: Sequence[nn.Parameter], message: float) -> float:
+        """Makes every gradient the mean over the processes, the same bits in each; returns the leader's `message`."""
+        if self.count == 1:
+            return message
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        assert len(gradients) == len(parameters)
+        note = torch.tensor([message if self.is_leader else 0.0])
+        flat = torch.cat([note, *(g.flatten() for g in gradients)])
+        torch.distributed.all_reduce(flat)
+        received, *means = flat.split([1, *(g.numel() for g in gradients)])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient)).div_(self.count)
+        return float(received)
+
+
+def run_peers(count: int, work: Callable[[Peers], None]) -> None:
+    """Runs `work` (picklable) in `count` processes and waits; one that fails ends all."""
+    if count == 1:
+        work(Peers())
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_start, args=(count, Path(folder) / "meet", work), nprocs=count)
+
+
+def _start(rank: int, count: int, meeting_point: Path, work: Callable[[Peers], None]) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=count)
+    work(Peers(rank, count))
+    torch.distributed.destroy_process_group()
