@@ -73,14 +73,14 @@ class Driver:
         self._dispatcher = Dispatcher(
             run.units, max_attempts=config.max_attempts, images_per_prompt=config.sampling.images_per_prompt
         )
-        self._surveyed = -SURVEY_SECONDS
+        self._surveyed = -math.inf
         self._has_begun = False
         self._num_expected = 1
         """Replicas that are up or have room to start."""
         self._num_deaths = 0
-        """Replicas that died since a unit was published or a trial survived."""
+        """Replicas that died at work since a unit was published or a trial survived."""
         self._num_idle_deaths = 0
-        """Those of them that had nothing to do yet."""
+        """Replicas that died before they had anything to do, since then."""
 
     def run(self, first: Member) -> None:
         """Returns when every unit is published. `first` has described itself already.
@@ -164,12 +164,21 @@ class Driver:
         self._fleet.drop(member)
         self._metrics.in_hand(member.name, None)
         self._dispatcher.lost(list(member.in_flight.values()), is_preempted=loss.is_preempted)
+        if member.is_up:
+            self._surveyed = -math.inf  # replaced at once; one that dies at start waits for the next survey
         if not loss.is_preempted:
-            self._num_deaths += 1
-            self._num_idle_deaths += not member.in_flight
-            _give_up_if(self._num_idle_deaths > self._config.max_attempts, self._num_idle_deaths, loss)
-            _give_up_if(self._num_deaths > self._max_deaths, self._num_deaths, loss)
+            self._count_death(member, loss)
         self._offer_again()
+
+    def _count_death(self, member: Member, loss: ReplicaLost) -> None:
+        """Give up where replicas die without anything getting done; one bad node beside good ones is no reason."""
+        if member.in_flight:
+            self._num_deaths += 1
+            _give_up_if(self._num_deaths > self._max_deaths, self._num_deaths, loss)
+        else:
+            self._num_idle_deaths += 1
+            is_hopeless = self._num_idle_deaths > self._config.max_attempts and self._num_up() == 0
+            _give_up_if(is_hopeless, self._num_idle_deaths, loss)
 
     @property
     def _max_deaths(self) -> int:
