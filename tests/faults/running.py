@@ -44,7 +44,7 @@ def start(*arguments: str, environment: Mapping[str, str] | None = None) -> "sub
     )
 
 
-def run(*arguments: str, timeout: float = 500.0, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+def run(*arguments: str, timeout: float = 900.0, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
     """Run jobs.generate to its end: the exit code and what it said."""
     process = start(*arguments, environment=environment)
     try:
@@ -97,9 +97,11 @@ def published(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (output / "data").glob("*.parquet")}
 
 
-def wait_for_units(output: Path, count: int, process: "subprocess.Popen[str]", timeout: float = 200.0) -> None:
-    """Until so many units are published, or the job has ended."""
+def wait_for_units(output: Path, count: int, process: "subprocess.Popen[str]", timeout: float = 900.0) -> None:
+    """Until so many units are published, or the job has ended. The patience is that of a machine with other work."""
     deadline = time.monotonic() + timeout
     while len(list((output / "data").glob("*.parquet"))) < count and process.poll() is None:
-        assert time.monotonic() < deadline, f"no {count} units within {timeout} s"
+        if time.monotonic() > deadline:
+            kill_tree(process)
+            raise AssertionError(f"no {count} units within {timeout} s")
         time.sleep(0.05)

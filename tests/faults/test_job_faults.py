@@ -108,8 +108,9 @@ def two_at_once(output: str, prompts: Path, *more: str) -> list[tuple[int, str]]
     processes = [start(f"input.path={prompts}", "input.limit=24", f"output.path={output}", *more) for _ in range(2)]
     outcomes: list[tuple[int, str]] = []
     for process in processes:
-        said, _ = process.communicate(timeout=500)
+        said, _ = process.communicate(timeout=900)
         outcomes.append((process.returncode, said))
+    print(*(said for _, said in outcomes), sep="\n-- the other --\n")
     return outcomes
 
 
@@ -117,7 +118,7 @@ def test_two_jobs_on_one_output(tmp_path: Path, prompts: Path, calm: Calm) -> No
     output = tmp_path / "out"
     outcomes = two_at_once(str(output), prompts)
     codes = sorted(code for code, _ in outcomes)
-    assert codes in ([0, 0], [0, 4]), outcomes
+    assert codes in ([0, 0], [0, 4])
     for code, said in outcomes:
         assert "Traceback" not in said
         if code == 4:
@@ -132,7 +133,7 @@ def test_two_jobs_on_one_s3_output(
 ) -> None:
     uri = f"s3://{bucket}/out"
     outcomes = two_at_once(uri, prompts, f"storage.endpoint_url={server.url}")
-    assert sorted(code for code, _ in outcomes) in ([0, 0], [0, 4]), outcomes
+    assert sorted(code for code, _ in outcomes) in ([0, 0], [0, 4])
     assert verify_main([uri, "--full", "--endpoint-url", server.url]) == 0
     assert rows(uri, config) == calm(24)
 
@@ -191,7 +192,7 @@ def test_an_endpoint_that_stays_away_stops_the_run(
     while process.poll() is None and not list(storage.list("data/")):
         time.sleep(0.2)
     proxy.choose = lambda method, path: Fault(answer=(503, "ServiceUnavailable"))
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=900)
     assert process.returncode == 4 and "did not answer properly" in said and "Traceback" not in said, said
     proxy.choose = lambda method, path: Fault()
     code, said = run(*arguments)
