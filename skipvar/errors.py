@@ -9,7 +9,7 @@ class SkipvarError(Exception):
 
 
 class ConfigError(SkipvarError):
-    """A configuration key, a combination of keys or a policy file is unusable. Stops the run before any work (exit 2)."""
+    """A key, a combination of keys or a policy file is unusable. Stops the run before any work (exit 2)."""
 
 
 class InputError(SkipvarError):
@@ -17,7 +17,7 @@ class InputError(SkipvarError):
 
 
 class RowError(SkipvarError):
-    """One row of the input has an unusable value. The row goes to the error table; the run goes on (exit 3 in the end)."""
+    """One row of the input has an unusable value. It goes to the error table; the run goes on (exit 3 in the end)."""
 
 
 class ModelError(SkipvarError):
@@ -25,7 +25,7 @@ class ModelError(SkipvarError):
 
 
 class StorageError(SkipvarError):
-    """The output or input location cannot be used as it is now: full, denied, gone, wrong credentials. Stops the run (exit 4)."""
+    """A location cannot be used as it is now: full, denied, gone, wrong credentials. Stops the run (exit 4)."""
 
 
 class StoppedError(SkipvarError):
