@@ -37,7 +37,8 @@ class OutputConfig:
     image_format: str = "png"
     """png (lossless), webp (lossless) or jpeg (quality 95)."""
     unit_rows: int = 256
-    """Dataset rows in a unit: the grain of scheduling, commit and resume. Capped so that raw pixels stay under 500 MB."""
+    """Dataset rows in a unit: the grain of scheduling, commit and resume. Capped so that raw pixels stay under 500 MB
+    (`max_file_bytes`)."""
     max_row_group_bytes: int = 100_000_000
     max_file_bytes: int = 500_000_000
 
@@ -47,8 +48,8 @@ class ModelSection:
     name: str = "emoji"
     """A preset: emoji (embedded), infinity_125m, infinity_1b, infinity_2b, infinity_8b, infinity_20b."""
     path: str | None = None
-    """The weights: a converted folder (jobs/convert_checkpoint.py), an official `.pth`, a sharded Hugging Face folder or
-    safetensors; local or `s3://`. null: the embedded ones. `random:SEED`: seeded random weights, for tests and benchmarks."""
+    """The weights: a converted folder (jobs/convert_checkpoint.py), an official `.pth`, a sharded Hugging Face folder
+    or safetensors; local or `s3://`. null: the embedded ones. `random:SEED`: seeded random weights, for tests."""
     vae_path: str | None = None
     """The VAE's official file, where `path` is not a converted folder."""
     text_encoder_path: str | None = None
@@ -88,7 +89,7 @@ class EngineConfig:
     batch_invariant: Any = "auto"
     """Same bits in any batch: pad products' rows and run on one thread (CPU). auto: true on CPUs, false on GPUs."""
     fixed_shapes: bool = False
-    """Pad every batch of a kind to one size (GPU): neighbours no longer matter, and batch sizes enter the fingerprint."""
+    """Pad every batch of a kind to one size (GPU): neighbours no longer matter; batch sizes enter the fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ class ClusterConfig:
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig:
     fraction: float = 0.0
-    """Share of images that are re-made under `base` from the same prefix, to measure SSIM. Not available yet: must be 0."""
+    """Share of images that are re-made under `base` from the same prefix, to measure SSIM. Not available yet: 0."""
     min_ssim: float | None = None
 
 

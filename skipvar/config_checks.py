@@ -46,7 +46,7 @@ def check_values(config: "RunConfig") -> None:
     _require(0 <= config.max_error_share <= 1, "max_error_share", config.max_error_share, "a number from 0 to 1")
     _require(config.max_attempts >= 1, "max_attempts", config.max_attempts, "a whole number of 1 or more")
     _require(
-        config.max_seconds is None or _is_finite(config.max_seconds) and config.max_seconds > 0,
+        config.max_seconds is None or (_is_finite(config.max_seconds) and config.max_seconds > 0),
         "max_seconds",
         config.max_seconds,
         "a number above 0, or null for no limit",
@@ -141,7 +141,7 @@ def _check_engine(section: "EngineConfig") -> None:
     for key in ("batch_size", "pool_images"):
         value = getattr(section, key)
         _require(
-            value == "auto" or _is_whole(value) and value >= 1,
+            value == "auto" or (_is_whole(value) and value >= 1),
             f"engine.{key}",
             value,
             "auto, or a whole number of 1 or more",
@@ -157,7 +157,7 @@ def _check_cluster(section: "ClusterConfig") -> None:
     _require(address_ok, "cluster.address", section.address, "auto, local, or host:port")
     low, high = section.replicas.min, section.replicas.max
     _require(low >= 1, "cluster.replicas.min", low, "a whole number of 1 or more")
-    high_ok = high == "auto" or _is_whole(high) and high >= low
+    high_ok = high == "auto" or (_is_whole(high) and high >= low)
     _require(high_ok, "cluster.replicas.max", high, f"auto, or a whole number of at least cluster.replicas.min ({low})")
     _require(
         section.cpus_per_replica >= 1,
@@ -166,7 +166,7 @@ def _check_cluster(section: "ClusterConfig") -> None:
         "a whole number of 1 or more",
     )
     gpus = section.gpus_per_replica
-    gpus_ok = gpus == "auto" or _is_finite(gpus) and (0 <= gpus <= 1 or float(gpus).is_integer() and gpus > 0)
+    gpus_ok = gpus == "auto" or (_is_finite(gpus) and (0 <= gpus <= 1 or (float(gpus).is_integer() and gpus > 0)))
     _require(gpus_ok, "cluster.gpus_per_replica", gpus, "auto, a share from 0 to 1, or a whole number")
 
 
