@@ -2,6 +2,7 @@
 
 Each command is one stage and goes on from what the run's folder holds; `all` does everything from nothing. `restore`
 puts an exported model into a fresh run folder, to train on from there: restore, data, encode, transformer, export.
+`decoder` trains the decoder alone: the encoder's bits, which the transformer has learned, stay.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from skipvar.training.data import NAME_PACKAGE, PICTURE_PACKAGE, Pictures, split
 from skipvar.training.evaluate import Judge, generate_all, make_prompts, measure_fidelity, measure_skipping
 from skipvar.training.export import export, load_exported_autoencoder, restore
 from skipvar.training.latents import encode_latents
-from skipvar.training.recipe import Recipe
+from skipvar.training.recipe import Recipe, TransformerRecipe, VaeRecipe
 from skipvar.training.transformer import train_transformer
 from skipvar.training.vae import measure_psnr, train_vae
 
@@ -62,13 +63,13 @@ def evaluate(recipe: Recipe, folders: Folders, model: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = ["data", "vae", "encode", "transformer", "export", "restore", "evaluate", "all"]
+    commands = ["data", "vae", "decoder", "encode", "transformer", "export", "restore", "evaluate", "all"]
     parser.add_argument("command", choices=commands)
     parser.add_argument("--run", type=Path, default=Path("training_runs/emoji"), help="checkpoints, latents, logs")
     parser.add_argument("--packages", type=Path, default=Path("training_runs/packages"), help="the npm archives")
     parser.add_argument("--model", type=Path, default=EMBEDDED_FOLDER, help="the exported folder")
-    parser.add_argument("--minutes", type=float, default=60.0, help="length of a stretch of training")
-    parser.add_argument("--decay-minutes", type=float, default=0.0, help="its last minutes bring the rate to zero")
+    parser.add_argument("--minutes", type=float, help="length of this stretch of training (else the recipe's)")
+    parser.add_argument("--decay-minutes", type=float, help="its last minutes: rate down to zero (else the recipe's)")
     parser.add_argument("--eager", action="store_true", help="do not compile the transformer")
     parser.add_argument("--processes", type=int, default=2, help="of one core each, for the transformer")
     parser.add_argument("--prompts", type=int, help="evaluate so many prompts only")
@@ -82,19 +83,26 @@ def main() -> None:
         recipe = replace(recipe, evaluation=replace(recipe.evaluation, num_prompts=args.prompts))
     stages = {
         "data": lambda: fetch_data(folders),
-        "vae": lambda: train_vae(recipe, folders, args.minutes, args.decay_minutes),
+        "vae": lambda: train_vae(recipe, folders, *_stretch(args, recipe.vae)),
         "encode": lambda: encode_latents(recipe, folders),
         "transformer": lambda: train_transformer(
-            recipe, folders, args.minutes, args.decay_minutes, not args.eager, args.processes
+            recipe, folders, *_stretch(args, recipe.transformer), not args.eager, args.processes
         ),
         "export": lambda: export(recipe, folders, args.model),
         "evaluate": lambda: evaluate(recipe, folders, args.model),
     }
-    if args.command == "restore":
-        restore(folders, args.model)
+    others = {
+        "decoder": lambda: train_vae(recipe, folders, *_stretch(args, recipe.vae), decoder_only=True),
+        "restore": lambda: restore(folders, args.model),
+    }
     for name in stages if args.command == "all" else [args.command]:
-        if name in stages:
-            stages[name]()
+        (stages | others)[name]()
+
+
+def _stretch(args: argparse.Namespace, recipe: VaeRecipe | TransformerRecipe) -> tuple[float, float]:
+    """Minutes and decay minutes: those of the command line, else the recipe's."""
+    minutes = recipe.minutes if args.minutes is None else args.minutes
+    return minutes, recipe.decay_minutes if args.decay_minutes is None else args.decay_minutes
 
 
 if __name__ == "__main__":

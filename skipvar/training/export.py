@@ -36,7 +36,7 @@ def export(recipe: Recipe, folders: Folders, destination: Path) -> None:
     save_text_encoder(model.text_encoder, build_tokenizer(), destination / "text_encoder")
     record = _training_record(recipe, folders)
     (destination / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    (destination / "README.md").write_text(model_card(record))
+    (destination / "README.md").write_text(model_card(recipe, record))
     size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
     if size > MAX_BYTES:
         raise ValueError(f"{destination} holds {size} bytes, {MAX_BYTES} are allowed")
@@ -80,7 +80,7 @@ def _training_record(recipe: Recipe, folders: Folders) -> dict[str, Any]:
         "transformer": {"step": transformer["step"], "num_samples": transformer["num_samples"]},
         "vae": {"step": load_checkpoint(vae_checkpoint(folders))["step"]},
     }
-    for name, kinds in (("vae", ("psnr_1", "psnr_4", "psnr_9")), ("transformer", ("early", "full"))):
+    for name, kinds in (("vae", ("psnr_1", "psnr_4", "psnr_9")), ("transformer", ("coarse", "early", "full"))):
         log = folders.run / f"{name}_log.jsonl"
         lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         for kind in kinds:
@@ -108,7 +108,7 @@ and measured without a GPU; it runs through the same code as Infinity. Made by `
   cell, ten scales, 680 tokens); a two-layer T5 encoder over words. Weights in half precision; `vae.safetensors` also
   holds the encoder, to train on.
 - **Training** (seed {seed}): autoencoder {vae_steps} steps, PSNR on held-out compositions of one, four, nine objects:
-  {psnr} dB. Transformer {steps} steps: {early} samples of the first seven scales, {full} of all ten.
+  {psnr} dB. Transformer {steps} steps: {samples}.
   Cross-entropy per bit of each scale in training (with flipped bits and dropped text): {losses}.
 - **Measured** by `python -m jobs.train_emoji evaluate`; `samples.png` shows the first held-out prompts, by index.
 
@@ -118,7 +118,7 @@ Licence of the weights: MIT. The Fluent emoji are copyright Microsoft Corporatio
 """
 
 
-def model_card(record: dict[str, Any]) -> str:
+def model_card(recipe: Recipe, record: dict[str, Any]) -> str:
     """The README of the exported folder."""
     transformer, vae = record["transformer"], record["vae"]
     return _CARD.format(
@@ -132,8 +132,10 @@ def model_card(record: dict[str, Any]) -> str:
         vae_steps=vae["step"],
         psnr=", ".join(f"{vae[key]:.1f}" for key in ("psnr_1", "psnr_4", "psnr_9")),
         steps=transformer["step"],
-        early=transformer["num_samples"]["early"],
-        full=transformer["num_samples"]["full"],
+        samples=", ".join(
+            f"{count} samples of the first {getattr(recipe.transformer, kind).num_scales} scales"
+            for kind, count in transformer["num_samples"].items()
+        ),
         losses=" ".join(f"{x:.3f}" for x in transformer["full"]),
         objects=", ".join(names[0][0] for names in OBJECTS.values()),
     )

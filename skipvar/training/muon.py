@@ -1,7 +1,7 @@
 """Muon for matrices and convolutions inside the networks (momentum, then orthogonalised), AdamW for everything else."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -67,27 +67,33 @@ class Optimizer:
     """Both optimizers behind one step; `factor` scales their rates."""
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], matrices: Iterable[nn.Parameter], recipe: OptimizerRecipe
+        self,
+        parameters: Iterable[nn.Parameter],
+        matrices: Iterable[nn.Parameter],
+        recipe: OptimizerRecipe,
+        rates: Mapping[nn.Parameter, float] | None = None,
     ) -> None:
-        """`matrices` are those of `parameters` that Muon takes."""
+        """`matrices` are those of `parameters` that Muon takes; `rates` are AdamW rates other than the recipe's."""
         self._recipe = recipe
         self._parameters = list(parameters)
         self._muon = Muon(list(matrices), recipe.muon_momentum, recipe.weight_decay)
-        chosen = {id(p) for p in self._muon.matrices}
+        chosen = {id(p) for p in self._muon.matrices} | {id(p) for p in rates or {}}
+        usual = [p for p in self._parameters if id(p) not in chosen]
+        special = [{"params": [p], "lr": rate} for p, rate in (rates or {}).items()]
         self._adam = torch.optim.AdamW(
-            [p for p in self._parameters if id(p) not in chosen],
-            lr=recipe.adam_rate,
+            [{"params": usual, "lr": recipe.adam_rate}, *special],
             betas=recipe.adam_betas,
             weight_decay=recipe.weight_decay,
             fused=True,
         )
+        self._adam_rates = [group["lr"] for group in self._adam.param_groups]
 
     def step(self, factor: float) -> None:
         """Applies and clears the gradients."""
         torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.gradient_clip)
         self._muon.step(self._recipe.muon_rate * factor)
-        for group in self._adam.param_groups:
-            group["lr"] = self._recipe.adam_rate * factor
+        for group, rate in zip(self._adam.param_groups, self._adam_rates, strict=True):
+            group["lr"] = rate * factor
         self._adam.step()
         for parameter in self._parameters:
             parameter.grad = None

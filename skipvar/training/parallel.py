@@ -5,6 +5,7 @@ sets the pace; threads over parts of a batch wait for the interpreter's lock, wh
 wait once a step.
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ class Peers:
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         self.rank, self.count = rank, count
+        self._parent = os.getppid()
 
     @property
     def is_leader(self) -> bool:
@@ -29,6 +31,8 @@ class Peers:
         """Makes every gradient the mean over the processes, the same bits in each; returns the leader's `message`."""
         if self.count == 1:
             return message
+        if os.getppid() != self._parent:
+            raise SystemExit("the training job is gone")  # killed; its processes must not go on writing checkpoints
         gradients = [p.grad for p in parameters if p.grad is not None]
         assert len(gradients) == len(parameters)
         note = torch.tensor([message if self.is_leader else 0.0])

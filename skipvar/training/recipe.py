@@ -45,23 +45,42 @@ class VaeRecipe:
     commitment_weight: float = 0.25
     truncated_share: float = 0.3
     """Share of images decoded from a running sum that lacks the last one to three scales."""
+    minutes: float = 60.0
+    """Of training from nothing, on two cores; the last `decay_minutes` bring the rate to zero."""
+    decay_minutes: float = 8.0
+    report_pictures: int = 16
+    """Held-out pictures of each layout that a report measures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepKind:
+    """A training step that sees the first `num_scales` scales of `batch_size` images."""
+
+    num_scales: int
+    batch_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerRecipe:
     """How the transformer and its text encoder are trained."""
 
-    early_scales: int = 7
-    early_batch_size: int = 48
-    full_batch_size: int = 12
-    full_every: int = 4
-    """Every so many steps one sees all scales, the others only the first `early_scales`."""
+    # Three kinds of about 7,500 tokens each: what an object is is learned from few tokens of many images.
+    coarse: StepKind = StepKind(num_scales=5, batch_size=128)
+    early: StepKind = StepKind(num_scales=7, batch_size=48)
+    full: StepKind = StepKind(num_scales=NUM_SCALES, batch_size=12)
+    pattern: tuple[str, ...] = ("coarse", "early", "coarse", "full")
+    """The kinds of consecutive steps, over and over."""
+    embedding_rate: float = 1e-2
+    """AdamW's rate of the word embeddings: each word is seen rarely, and its vector starts at length 16."""
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2.5e-3, adam_rate=2e-3, weight_decay=1e-2)
     warmup_steps: int = 100
     ema_decay: float = 0.998
     max_flip_probability: float = 0.3
     """Bits of the input are flipped with a chance drawn from U(0, this) for each image."""
     text_dropout: float = 0.1
+    minutes: float = 360.0
+    """Of training from nothing, on two cores; the last `decay_minutes` bring the rate to zero."""
+    decay_minutes: float = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from skipvar.training.data import all_combinations, captions
+from skipvar.training.objects import OBJECTS
 from skipvar.training.recipe import MODEL, TextRecipe
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
@@ -63,7 +64,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_text_encoder(recipe: TextRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> T5EncoderModel:
     """A fresh `T5EncoderModel` of the embedded model's size.
 
-    Pieces that no caption uses start, and so stay, at zero: a word that means nothing should disturb nothing.
+    Pieces that no caption uses start, and so stay, at zero: a word that means nothing should disturb nothing. Forms of
+    one word start alike, so that what is learned of one at first holds for all.
     """
     width = MODEL.transformer.text_width
     config = T5Config(
@@ -84,9 +86,25 @@ def build_text_encoder(recipe: TextRecipe, tokenizer: PreTrainedTokenizerFast, s
     used = torch.zeros(len(tokenizer), dtype=torch.bool)
     for ids in tokenizer([text for c in all_combinations() for text in captions(c)])["input_ids"]:
         used[ids] = True
+    embeddings = encoder.get_input_embeddings().weight
     with torch.no_grad():
-        encoder.get_input_embeddings().weight[~used] = 0
+        embeddings[~used] = 0
+        for word, model in _synonyms().items():
+            rows = tokenizer([word, model], add_special_tokens=False)["input_ids"]
+            embeddings[rows[0]] = embeddings[rows[1]]
     return encoder
+
+
+def _synonyms() -> dict[str, str]:
+    """Word to the word whose vector it starts from: plurals, numerals and other names in one word of an object."""
+    result = {"4": "four", "9": "nine"}
+    for names in OBJECTS.values():
+        for singular, plural in names:
+            result |= {b: a for a, b in zip(singular.split(), plural.split(), strict=False) if a != b}
+        usual = names[0][0]
+        if " " not in usual:
+            result |= {form: usual for pair in names[1:] for form in pair if " " not in form and form != usual}
+    return result
 
 
 def save_text_encoder(encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -24,7 +24,7 @@ from skipvar.training.data import Combination, captions, split_combinations
 from skipvar.training.latents import latents_path
 from skipvar.training.muon import Optimizer
 from skipvar.training.parallel import Peers, run_peers
-from skipvar.training.recipe import GRIDS, MODEL, NUM_SCALES, SCHEDULE, Recipe
+from skipvar.training.recipe import GRIDS, MODEL, SCHEDULE, Recipe, StepKind
 from skipvar.training.sample import generate
 from skipvar.training.text import CaptionTokens, build_text_encoder, build_tokenizer, encode_captions
 from skipvar.training.vae import load_autoencoder
@@ -180,34 +180,35 @@ class Trainer:
         tokenizer = build_tokenizer()
         self.tokens = CaptionTokens(tokenizer)
         self.model = TextToBits(recipe, tokenizer)
-        self.optimizer = Optimizer(self.model.parameters(), self.model.block_matrices(), recipe.transformer.optimizer)
+        embeddings = self.model.text_encoder.get_input_embeddings().weight
+        self.optimizer = Optimizer(
+            self.model.parameters(),
+            self.model.block_matrices(),
+            recipe.transformer.optimizer,
+            {embeddings: recipe.transformer.embedding_rate},
+        )
         self.ema = Ema(self.model, recipe.transformer.ema_decay)
         self.objective = Objective(self.model, self.tokens.max_length, is_compiled)
         self.step = 0
-        self.num_samples = {"early": 0, "full": 0}
+        self.num_samples = dict.fromkeys(recipe.transformer.pattern, 0)
         self._losses: dict[str, list[Tensor]] = defaultdict(list)
         self._seconds: dict[str, list[float]] = defaultdict(list)
 
     def train_step(self, source: BatchSource, factor: float) -> float:
         """One step at the leader's `factor` of the rates, which is returned."""
-        settings = self.recipe.transformer
         started = time.monotonic()
-        is_full = (self.step + 1) % settings.full_every == 0
-        kind, num_scales, size = (
-            ("full", NUM_SCALES, settings.full_batch_size)
-            if is_full
-            else ("early", settings.early_scales, settings.early_batch_size)
-        )
+        name = self.recipe.transformer.pattern[self.step % len(self.recipe.transformer.pattern)]
+        kind: StepKind = getattr(self.recipe.transformer, name)
         with torch.autocast("cpu", torch.bfloat16):
-            loss, scale_losses = self.objective(source.draw(num_scales, size // self.peers.count))
+            loss, scale_losses = self.objective(source.draw(kind.num_scales, kind.batch_size // self.peers.count))
         loss.backward()
         factor = self.peers.average(list(self.model.parameters()), factor)
         self.optimizer.step(factor)
         self.ema.update()
         self.step += 1
-        self.num_samples[kind] += size
-        self._losses[kind].append(scale_losses)
-        self._seconds[kind].append(time.monotonic() - started)
+        self.num_samples[name] += kind.batch_size
+        self._losses[name].append(scale_losses)
+        self._seconds[name].append(time.monotonic() - started)
         return factor
 
     def save(self) -> None:
@@ -227,7 +228,8 @@ class Trainer:
         state = load_checkpoint(checkpoint_path(self.folders))
         _load_averaged(self.model, state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.step, self.num_samples = state["step"], state["num_samples"]
+        self.step = state["step"]
+        self.num_samples |= state["num_samples"]
         logger.info("going on from step %d", self.step)
         if state["optimizer"] is None:
             return False

@@ -26,10 +26,6 @@ class Autoencoder(nn.Module):
         self.encoder = Encoder(MODEL.vae)
         self.decoder = Decoder(MODEL.vae)
 
-    def inner_convolutions(self) -> list[nn.Parameter]:
-        """The kernels of all convolutions but the first and last of each half, for Muon."""
-        return [p for name, p in self.named_parameters() if p.ndim == 4 and ".conv_" not in name]
-
     def forward(self, images: Tensor, num_scales: Tensor) -> tuple[Tensor, Tensor]:
         """Images `(B, 3, H, W)` decoded from the first `num_scales (B,)` scales, unclamped, and the commitment loss."""
         latent = self.encoder(images).float()
@@ -55,13 +51,17 @@ def load_autoencoder(folders: Folders) -> Autoencoder:
 class Trainer:
     """The state of a run: weights, their average, optimizer, step; and what is needed to train and report on it."""
 
-    def __init__(self, recipe: Recipe, folders: Folders) -> None:
-        self.folders, self.settings = folders, recipe.vae
+    def __init__(self, recipe: Recipe, folders: Folders, decoder_only: bool = False) -> None:
+        self.folders, self.settings, self._decoder_only = folders, recipe.vae, decoder_only
         self.pictures = Pictures(folders.packages, recipe.image_side)
         self.training, self.held_out = split_combinations(recipe)
         torch.manual_seed(recipe.seed)
         self.model = Autoencoder()
-        self.optimizer = Optimizer(self.model.parameters(), self.model.inner_convolutions(), recipe.vae.optimizer)
+        self.model.encoder.requires_grad_(not decoder_only)
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        # Muon takes the kernels of all convolutions but the first and last of each half.
+        inner = [p for name, p in trained.items() if p.ndim == 4 and ".conv_" not in name]
+        self.optimizer = Optimizer(trained.values(), inner, recipe.vae.optimizer)
         self.ema = Ema(self.model, recipe.vae.ema_decay)
         self.step = 0
         self._losses: list[Tensor] = []
@@ -89,6 +89,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
             "step": self.step,
+            "decoder_only": self._decoder_only,
         }
         save_checkpoint(checkpoint_path(self.folders), state)
 
@@ -101,8 +102,8 @@ class Trainer:
         self.ema.load_state_dict(state["ema"])
         self.step = state["step"]
         logger.info("going on from step %d", self.step)
-        if state["optimizer"] is None:
-            return False
+        if state["optimizer"] is None or state.get("decoder_only", False) != self._decoder_only:
+            return False  # no moments, or those of another set of weights
         self.optimizer.load_state_dict(state["optimizer"])
         return True
 
@@ -112,12 +113,13 @@ class Trainer:
         averaged = Autoencoder()
         averaged.load_state_dict(self.ema.weights)
         averaged.eval()
+        limit = self.settings.report_pictures
         with torch.autocast("cpu", torch.bfloat16):
             scores = {
-                f"psnr_{side * side}": measure_psnr(averaged, self.pictures, self.held_out, layout, limit=16)
+                f"psnr_{side * side}": measure_psnr(averaged, self.pictures, self.held_out, layout, limit)
                 for layout, side in enumerate(LAYOUT_SIDES)
             }
-            shown = [c for layout in range(3) for c in [h for h in self.held_out if h.layout_index == layout][:4]]
+            shown = [c for layout in range(3) for c in of_layout(self.held_out, layout)[: min(4, limit)]]
             images = self.pictures.compose(shown, torch.zeros(len(shown), dtype=torch.bool))
             rows = [images] + [reconstruct(averaged, images, NUM_SCALES - dropped) for dropped in (0, 1, 3)]
         save_sheet(self.folders.run / "vae_sheet.png", torch.cat(rows), columns=len(shown))
@@ -126,9 +128,15 @@ class Trainer:
         append_log(self.folders.run / "vae_log.jsonl", {"step": self.step, "loss": loss, "time": time.time(), **scores})
 
 
-def train_vae(recipe: Recipe, folders: Folders, minutes: float, decay_minutes: float) -> None:
-    """One stretch of training; goes on from the checkpoint if there is one."""
-    trainer = Trainer(recipe, folders)
+def train_vae(
+    recipe: Recipe, folders: Folders, minutes: float, decay_minutes: float, decoder_only: bool = False
+) -> None:
+    """One stretch of training; goes on from the checkpoint if there is one.
+
+    Once a transformer has learned the encoder's bits they must stay as they are: `decoder_only` improves the pictures
+    made of them.
+    """
+    trainer = Trainer(recipe, folders, decoder_only)
     is_warm = trainer.restore()
     # The stream of examples depends on the seed and the step that the stretch starts at.
     generator = torch.Generator().manual_seed(recipe.seed + trainer.step)
@@ -164,8 +172,12 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (a - b).square().flatten(1).mean(1))
 
 
+def of_layout(combinations: list[Combination], layout: int) -> list[Combination]:
+    return [c for c in combinations if c.layout_index == layout]
+
+
 def measure_psnr(model: Autoencoder, pictures: Pictures, held_out: list[Combination], layout: int, limit: int) -> float:
-    """Mean PSNR over held-out combinations of one layout."""
-    chosen = [c for c in held_out if c.layout_index == layout][:limit]
+    """Mean PSNR over the first `limit` held-out combinations of one layout."""
+    chosen = of_layout(held_out, layout)[:limit]
     images = pictures.compose(chosen, torch.zeros(len(chosen), dtype=torch.bool))
     return float(psnr(reconstruct(model, images), images).mean())

@@ -17,14 +17,19 @@ from skipvar.training.data import all_combinations, split_combinations
 from skipvar.training.evaluate import make_prompts
 from skipvar.training.export import export, load_exported_autoencoder, restore
 from skipvar.training.latents import encode_latents, latents_path
-from skipvar.training.recipe import GRIDS, NUM_SCALES, EvaluationRecipe, Recipe, TransformerRecipe, VaeRecipe
+from skipvar.training.parallel import Peers, run_peers
+from skipvar.training.recipe import GRIDS, NUM_SCALES, EvaluationRecipe, Recipe, StepKind, TransformerRecipe, VaeRecipe
 from skipvar.training.sample import generate
 from skipvar.training.text import encode_captions
 
 RECIPE = Recipe(
     held_out_combinations=len(all_combinations()) - 4,
-    vae=VaeRecipe(batch_size=2),
-    transformer=TransformerRecipe(early_batch_size=4, full_batch_size=2, full_every=2),
+    vae=VaeRecipe(batch_size=1, report_pictures=1),
+    transformer=TransformerRecipe(
+        early=StepKind(num_scales=3, batch_size=2),
+        full=StepKind(num_scales=NUM_SCALES, batch_size=1),
+        pattern=("early", "full"),
+    ),
 )
 
 
@@ -97,7 +102,7 @@ def test_resumes_as_if_never_stopped(folders: Folders) -> None:
         whole.train_step(source, factor=1.0)
     resumed = transformer_training.Trainer(RECIPE, folders, is_compiled=False)
     resumed.restore()
-    assert (resumed.step, resumed.num_samples) == (2, {"early": 4, "full": 2})
+    assert (resumed.step, resumed.num_samples) == (2, {"early": 2, "full": 1})
     expected, found = one_more(whole), one_more(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
@@ -163,3 +168,34 @@ def test_a_stretch_warms_up_and_decays() -> None:
     assert stretch.rate_factor(100) == pytest.approx(0.5, rel=0.01)
     assert not stretch.is_over()
     assert Stretch(minutes=0, decay_minutes=0, warmup_steps=1).is_over()
+
+
+def test_decoder_alone_leaves_the_bits_as_they_are(folders: Folders, tmp_path: Path) -> None:
+    again = Folders(packages=folders.packages, run=tmp_path)
+    (tmp_path / "vae.pt").write_bytes((folders.run / "vae.pt").read_bytes())
+    trainer = vae_training.Trainer(RECIPE, again, decoder_only=True)
+    assert not trainer.restore()
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train_step(torch.Generator().manual_seed(0), factor=1.0)
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if name.startswith("decoder.")}
+
+
+def _average_in_a_process(peers: Peers) -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, float(peers.rank))
+    message = peers.average(parameters, message=7.0 if peers.is_leader else 5.0)
+    assert message == 7.0
+    assert all((p.grad == 0.5).all() for p in parameters)
+
+
+def test_processes_average_their_gradients_and_hear_the_leader() -> None:
+    run_peers(2, _average_in_a_process)
+    with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="peers of rank 1 fail"):
+        run_peers(2, _fail_in_rank_one)
+
+
+def _fail_in_rank_one(peers: Peers) -> None:
+    if peers.rank == 1:
+        raise ValueError("peers of rank 1 fail")
