@@ -14,7 +14,7 @@ from skipvar.distributed.environment import resolve_paths
 from skipvar.distributed.fleet import Fleet, Member
 from skipvar.distributed.logs import StoredLog, log_name
 from skipvar.distributed.metrics import Metrics
-from skipvar.distributed.opening import OpenRun, locate, open_run, plan_for_model, recall
+from skipvar.distributed.opening import OpenRun, locate, open_run, plan_for_model, plan_soon, recall
 from skipvar.distributed.replica import EngineFactory, build_real_engine
 from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.statistics import merge_statistics
@@ -22,7 +22,6 @@ from skipvar.errors import SkipvarError, StorageError
 from skipvar.report.sheet import write_sheet
 from skipvar.shards.lease import Lease
 from skipvar.shards.ledger import State
-from skipvar.shards.prompts import plan_input
 from skipvar.types import UnitReport
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
     if config.max_seconds is not None:
         stop.stop_after(config.max_seconds)
     config = resolve_paths(locate(config))
-    plan = plan_input(config)
+    plan = plan_soon(config)
     config = recall(config)
     with StoredLog() as log, _library_log(log), connect(config) as cluster:
         config = replace(config, model=replace(config.model, device=cluster.device))

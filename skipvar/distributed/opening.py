@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 FINGERPRINT_FIELD = "{fingerprint}"
 BYTES_PER_PIXEL = 3
+START_PATIENCE_SECONDS = 30.0
+"""How long a lost endpoint is retried before any work is done: most likely its address is wrong."""
 MIN_UNITS_AHEAD = 2
 POOLS_AHEAD = 4
 """A replica asks for more while it has fewer requests than this many pools of waiting images."""
@@ -91,6 +93,16 @@ def locate(config: RunConfig) -> RunConfig:
     return replace(config, output=replace(config.output, path=path))
 
 
+def plan_soon(config: RunConfig) -> Plan:
+    """The plan of the input; a mistyped endpoint is told after half a minute, not after `storage.retry_seconds`."""
+    plan = plan_input(replace(config, storage=_hurried(config.storage)))
+    return replace(plan, spec=replace(plan.spec, storage=config.storage))
+
+
+def _hurried(config: StorageConfig) -> StorageConfig:
+    return replace(config, retry_seconds=min(config.retry_seconds, START_PATIENCE_SECONDS))
+
+
 def recall(config: RunConfig) -> RunConfig:
     """For a run that is there already: the configuration with `auto` values as they were resolved then.
 
@@ -98,7 +110,7 @@ def recall(config: RunConfig) -> RunConfig:
     """
     if FINGERPRINT_FIELD in config.output.path or config.model.dtype != "auto":
         return config
-    record = Ledger(open_storage(config.output.path, config.storage)).read_run()
+    record = Ledger(open_storage(config.output.path, _hurried(config.storage))).read_run()
     dtype = (record or {}).get("resolved", {}).get("dtype")
     return replace(config, model=replace(config.model, dtype=dtype)) if dtype else config
 
