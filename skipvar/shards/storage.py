@@ -108,7 +108,7 @@ class LocalStorage:
         self._clean_temporary()
 
     def probe(self) -> None:
-        name = f"_probe/{uuid.uuid4().hex}"
+        name = f"_probe-{uuid.uuid4().hex}"  # in no folder of its own: removing that would race with another run
         try:
             if not self.put_if_absent(name, b"probe") or self.put_if_absent(name, b"probe"):
                 raise StorageError(
@@ -117,8 +117,6 @@ class LocalStorage:
         finally:
             with contextlib.suppress(StorageError):
                 self.delete(name)
-        with contextlib.suppress(OSError):
-            (self.root / "_probe").rmdir()
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         folder = prefix.rpartition("/")[0]
