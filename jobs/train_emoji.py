@@ -41,7 +41,7 @@ def evaluate(recipe: Recipe, folders: Folders, model: Path) -> None:
     _, held_out = split_combinations(recipe)
     autoencoder = load_exported_autoencoder(model)
     scores: dict[str, object] = {
-        f"psnr_{name}": round(measure_psnr(autoencoder, pictures, held_out, layout, limit=100), 3)
+        f"psnr_{name}": round(measure_psnr(autoencoder, pictures, held_out, layout, recipe.evaluation.num_prompts), 3)
         for layout, name in enumerate(("single", "four", "grid"))
     }
     print(scores, flush=True)
