@@ -72,9 +72,6 @@ class TransformerRecipe:
     """The kinds of consecutive steps, over and over."""
     embedding_rate: float = 1e-2
     """AdamW's rate of the word embeddings: each word is seen rarely, and its vector starts at length 16."""
-    text_gain: float = 20.0
-    """Of the initial text projection: brings what cross-attention reads to size one."""
-    pooled_text_gain: float = 4.0
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2.5e-3, adam_rate=2e-3, weight_decay=1e-2)
     warmup_steps: int = 100
     ema_decay: float = 0.998

@@ -43,11 +43,6 @@ class TextToBits(nn.Module):
         self.text_encoder = build_text_encoder(recipe.text, tokenizer, recipe.seed)
         self.transformer = Transformer(MODEL.transformer)
         self.transformer.init_weights(recipe.seed)
-        # Text must start loud. `init_weights` makes these two as small as the ends of residual branches; with that, the
-        # cross-attention stayed uniform for 500 steps and no object was learned.
-        with torch.no_grad():
-            self.transformer.text_down.weight.mul_(recipe.transformer.text_gain)
-            self.transformer.text_pooling.projection.weight.mul_(recipe.transformer.pooled_text_gain)
 
     def block_matrices(self) -> list[nn.Parameter]:
         """The matrices of the transformer's blocks, for Muon."""
