@@ -21,7 +21,9 @@ class TextEncoder:
     def load(cls, folder: Path, *, max_tokens: int, dtype: torch.dtype, device: torch.device) -> "TextEncoder":
         """From a Hugging Face folder that holds a T5 encoder (or a whole T5) and its tokenizer; never from a hub."""
         from transformers import AutoTokenizer, T5EncoderModel
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # nobody waits for this one
         if not (folder / "config.json").is_file():
             raise ModelError(
                 f"{folder}: no text encoder there (expected a folder with config.json, weights and tokenizer)"
