@@ -8,11 +8,12 @@ from torch import Tensor
 
 from skipvar.engine.memory import BRANCHES, MemoryPlan
 from skipvar.engine.sampler import ImageState, SamplingRules, WorkingBatch, run_scales
+from skipvar.model.bsq import latent_grid
 from skipvar.model.kv_cache import KeyValueCache, SlotStore
 from skipvar.model.pipeline import Pipeline, to_uint8
 from skipvar.model.schedules import Schedule
 from skipvar.skip.probe import take_probe
-from skipvar.skip.strategy import Mode
+from skipvar.skip.strategy import Mode, num_scales_run
 from skipvar.types import Probe
 
 
@@ -57,9 +58,8 @@ class Runner:
 
     def probe(self, batch: WorkingBatch, decision_scale: int, grid_scale: int) -> list[Probe]:
         """The probe of each image of a prefix batch; waits for the device."""
-        height, width = batch.images[0].schedule.grids[grid_scale]
-        factor = 2 if self.pipeline.config.transformer.spatial_patchify else 1
-        grid = (height * factor, width * factor)
+        is_patchified = self.pipeline.config.transformer.spatial_patchify
+        grid = latent_grid(batch.images[0].schedule.grids[grid_scale], is_patchified)
         with torch.inference_mode():
             features = take_probe(self.pipeline.decode, batch.history[decision_scale - 1], batch.code_sum, grid)
         pairs = zip(features.sobel_change.tolist(), features.fft_high_frequency_ratio.tolist(), strict=True)
@@ -95,7 +95,7 @@ class Runner:
             self._cache,
             branches=1 + is_guided,
             length=schedule.first_token(first),
-            num_tokens=schedule.first_token(_num_run(modes) - 1),
+            num_tokens=schedule.first_token(num_scales_run(modes) - 1),
         )
         batch = WorkingBatch.begin(
             self.pipeline, images, self._cache,
@@ -130,7 +130,7 @@ class Runner:
     ) -> WorkingBatch:
         """A batch at scale 0, with room for the scales that are written (all that run but the last)."""
         schedule: Schedule = images[0].schedule
-        num_tokens = schedule.first_token(_num_run(modes) - 1 if written_scales is None else written_scales)
+        num_tokens = schedule.first_token(num_scales_run(modes) - 1 if written_scales is None else written_scales)
         size = self._size(images, limit)
         self._cache.begin(size * (1 + images[0].is_guided), num_tokens)
         return WorkingBatch.begin(self.pipeline, images, self._cache, size=size, use_mask=self._use_mask)
@@ -148,7 +148,3 @@ class Runner:
 
     def _index(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, device=self.pipeline.device)
-
-
-def _num_run(modes: Sequence[Mode]) -> int:
-    return sum(mode is not Mode.SKIPPED for mode in modes)

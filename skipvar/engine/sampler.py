@@ -18,7 +18,7 @@ from skipvar.model.kv_cache import KeyValueCache
 from skipvar.model.pipeline import Pipeline, to_uint8
 from skipvar.model.schedules import Schedule
 from skipvar.model.transformer import Guidance, TextState
-from skipvar.skip.strategy import Mode, Strategy, make_strategy
+from skipvar.skip.strategy import Mode, Strategy, make_strategy, num_scales_run
 from skipvar.types import Image, Probe, Request
 
 
@@ -211,7 +211,7 @@ def run_scales(
     names scales whose running sum is kept in `batch.history`. `forced_bits[scale]: (size, L, d)` replace the sampled
     bits (which are drawn all the same).
     """
-    num_run = sum(mode is not Mode.SKIPPED for mode in modes)
+    num_run = num_scales_run(modes)
     for scale in range(batch.scale, num_run):
         if modes[scale] is Mode.CONDITIONAL and batch.is_guided:
             batch.drop_unconditional()

@@ -13,6 +13,7 @@ from torch import Tensor
 from skipvar.config import ModelSection
 from skipvar.errors import ConfigError, ModelError
 from skipvar.model import checkpoint
+from skipvar.model.bsq import latent_grid
 from skipvar.model.config import ModelConfig, ScheduleConfig, TransformerConfig, VaeConfig
 from skipvar.model.presets import PRESETS
 from skipvar.model.rope import rope_table
@@ -53,9 +54,7 @@ class Pipeline:
 
     def latent_grid(self, schedule: Schedule) -> tuple[int, int]:
         """Cells of the VAE's latent at the schedule's last scale."""
-        height, width = schedule.grids[-1]
-        factor = 2 if self.config.transformer.spatial_patchify else 1
-        return height * factor, width * factor
+        return latent_grid(schedule.grids[-1], self.config.transformer.spatial_patchify)
 
     def image_size(self, schedule: Schedule) -> tuple[int, int]:
         """Height and width in pixels."""

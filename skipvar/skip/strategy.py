@@ -19,6 +19,11 @@ class Mode(Enum):
     SKIPPED = "skipped"
 
 
+def num_scales_run(modes: Sequence[Mode]) -> int:
+    """How many of the scales run at all: the first so many."""
+    return sum(mode is not Mode.SKIPPED for mode in modes)
+
+
 @dataclass(frozen=True)
 class Strategy:
     """A name and a mode for each of K scales. Once a scale is conditional or skipped, no later one is guided."""
@@ -33,7 +38,7 @@ class Strategy:
 
     @property
     def num_scales_run(self) -> int:
-        return sum(mode is not Mode.SKIPPED for mode in self.modes)
+        return num_scales_run(self.modes)
 
     def token_forwards(self, num_tokens: Sequence[int], *, guided: bool = True) -> int:
         """Tokens that go through the transformer, both branches counted; `num_tokens`: of each scale.
