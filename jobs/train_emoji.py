@@ -9,23 +9,33 @@ import argparse
 import json
 import logging
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
-from skipvar.model.pipeline import EMBEDDED_FOLDER, load_folder, to_uint8
-from skipvar.skip.probe import take_probe
-from skipvar.training.common import Folders, save_sheet
-from skipvar.training.data import NAME_PACKAGE, PICTURE_PACKAGE, Pictures, split_combinations
-from skipvar.training.evaluate import Judge, generate_all, make_prompts, measure_fidelity, measure_skipping
+from skipvar.engine.sampler import SamplingRules
+from skipvar.engine.trials import Trial, make_trials
+from skipvar.model.pipeline import EMBEDDED_FOLDER, Pipeline, load_folder
+from skipvar.quality.similarity import ssim
+from skipvar.report.sheet import Picture, draw_sheet
+from skipvar.shards.encode import encode_image
+from skipvar.skip.calibration import TrialScores, rank_correlations
+from skipvar.training.common import Folders
+from skipvar.training.data import LAYOUT_SIDES, NAME_PACKAGE, PICTURE_PACKAGE, Pictures, split_combinations
+from skipvar.training.evaluate import Judge, Prompt, make_prompts, measure_fidelity
 from skipvar.training.export import export, load_exported_autoencoder, restore
 from skipvar.training.latents import encode_latents
-from skipvar.training.recipe import Recipe, TransformerRecipe, VaeRecipe
+from skipvar.training.recipe import EvaluationRecipe, Recipe, TransformerRecipe, VaeRecipe
 from skipvar.training.transformer import train_transformer
 from skipvar.training.vae import measure_psnr, train_vae
+from skipvar.types import Request
 
 SHEET_IMAGES = 24
+EVALUATED = ("base", "skip_1", "skip_2", "skip_3")
 
 
 def fetch_data(folders: Folders) -> None:
@@ -37,28 +47,74 @@ def fetch_data(folders: Folders) -> None:
 
 def evaluate(recipe: Recipe, folders: Folders, model: Path) -> None:
     """Prints every number that the model is judged by; the last line is one JSON document."""
+    settings = recipe.evaluation
     pictures = Pictures(folders.packages, recipe.image_side)
     _, held_out = split_combinations(recipe)
     autoencoder = load_exported_autoencoder(model)
     scores: dict[str, object] = {
-        f"psnr_{name}": round(measure_psnr(autoencoder, pictures, held_out, layout, recipe.evaluation.num_prompts), 3)
+        f"psnr_{name}": round(measure_psnr(autoencoder, pictures, held_out, layout, settings.num_prompts), 3)
         for layout, name in enumerate(("single", "four", "grid"))
     }
     print(scores, flush=True)
-    pipeline = load_folder(model, torch.float32, torch.device("cpu"))
-    prompts = make_prompts(held_out, recipe.evaluation.num_prompts)
-    generated = generate_all(pipeline, prompts, recipe.evaluation, take_probe)
+    prompts = make_prompts(held_out, settings.num_prompts)
+    trials = list(_make_trials(load_folder(model, torch.float32, torch.device("cpu")), prompts, settings))
     judge = Judge(pictures)
-    for name, images in zip(("base", "skip_1", "skip_2", "skip_3"), generated.images, strict=True):
-        # The pixels that a user gets, not the decoder's floats.
-        pixels = to_uint8(images).permute(0, 3, 1, 2) / 127.5 - 1
-        fidelity = {key: round(share, 4) for key, share in measure_fidelity(pixels, prompts, judge).items()}
+    for name in EVALUATED:
+        pixels = torch.from_numpy(np.stack([trial.pixels[name] for trial in trials]))
+        shares = measure_fidelity(pixels.permute(0, 3, 1, 2) / 127.5 - 1, prompts, judge)
+        fidelity = {key: round(share, 4) for key, share in shares.items()}
         print(name, fidelity, flush=True)
         if name == "base":
             scores |= fidelity
-    scores |= measure_skipping(generated, prompts, recipe.evaluation)
-    save_sheet(model / "samples.png", generated.images[0][:SHEET_IMAGES], columns=8)
+    scores |= _measure_skipping(trials, prompts, settings)
+    shown = trials[:SHEET_IMAGES]
+    sheet = draw_sheet([Picture(encode_image(t.pixels["base"], "png"), t.request.prompt, "base") for t in shown])
+    (model / "samples.png").write_bytes(sheet)
     print(json.dumps({"num_prompts": len(prompts), **scores}))
+
+
+def _make_trials(pipeline: Pipeline, prompts: list[Prompt], settings: EvaluationRecipe) -> Iterator[Trial]:
+    """Each prompt's image under `EVALUATED`, from the same bits."""
+    num_scales = pipeline.schedule(1.0, None).num_scales
+    requests = [
+        Request(
+            position=position,
+            image_index=0,
+            id=str(position),
+            prompt=prompt.text,
+            negative_prompt=None,
+            seed=prompt.seed,
+            cfg=(settings.cfg,) * num_scales,
+            tau=(settings.tau,) * num_scales,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            aspect_ratio=1.0,
+        )
+        for position, prompt in enumerate(prompts)
+    ]
+    made = make_trials(pipeline, SamplingRules(), requests, settings.probe_scales, settings.batch_size, EVALUATED)
+    return tqdm(made, total=len(requests), unit="image")
+
+
+def _measure_skipping(trials: list[Trial], prompts: list[Prompt], settings: EvaluationRecipe) -> dict[str, object]:
+    """SSIM to base of each skip strategy, over all and by layout, and its rank correlation with the probe."""
+    base = np.stack([trial.pixels["base"] for trial in trials])
+    by_strategy = {name: ssim(np.stack([trial.pixels[name] for trial in trials]), base) for name in EVALUATED}
+    skipping = np.stack([by_strategy[name] for name in EVALUATED[1:]])
+    layouts = np.array([prompt.combination.layout_index for prompt in prompts])
+    result: dict[str, object] = {"ssim_skip": skipping.mean(axis=1).round(4).tolist()}
+    for index in np.unique(layouts):
+        side = LAYOUT_SIDES[index]
+        result[f"ssim_skip_of_{side * side}"] = skipping[:, layouts == index].mean(axis=1).round(4).tolist()
+    known = [
+        TrialScores(trial.probes, {name: float(values[i]) for name, values in by_strategy.items()})
+        for i, trial in enumerate(trials)
+    ]
+    for scale in settings.probe_scales:
+        correlations = rank_correlations(known, scale)
+        result |= {f"{name}_at_scale_{scale}": values for name, values in correlations.items()}
+        result |= {name: values[-1] for name, values in correlations.items()}  # in the end, the last grid's with skip_3
+    return result
 
 
 def main() -> None:
@@ -71,7 +127,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="length of this stretch of training (else the recipe's)")
     parser.add_argument("--decay-minutes", type=float, help="its last minutes: rate down to zero (else the recipe's)")
     parser.add_argument("--eager", action="store_true", help="do not compile the transformer")
-    parser.add_argument("--processes", type=int, default=2, help="of one core each, for the transformer")
+    parser.add_argument("--processes", type=int, default=2, help="of one core each, for training")
     parser.add_argument("--prompts", type=int, help="evaluate so many prompts only")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -83,7 +139,7 @@ def main() -> None:
         recipe = replace(recipe, evaluation=replace(recipe.evaluation, num_prompts=args.prompts))
     stages = {
         "data": lambda: fetch_data(folders),
-        "vae": lambda: train_vae(recipe, folders, *_stretch(args, recipe.vae)),
+        "vae": lambda: train_vae(recipe, folders, *_stretch(args, recipe.vae), num_processes=args.processes),
         "encode": lambda: encode_latents(recipe, folders),
         "transformer": lambda: train_transformer(
             recipe, folders, *_stretch(args, recipe.transformer), not args.eager, args.processes
@@ -92,7 +148,9 @@ def main() -> None:
         "evaluate": lambda: evaluate(recipe, folders, args.model),
     }
     others = {
-        "decoder": lambda: train_vae(recipe, folders, *_stretch(args, recipe.vae), decoder_only=True),
+        "decoder": lambda: train_vae(
+            recipe, folders, *_stretch(args, recipe.vae), decoder_only=True, num_processes=args.processes
+        ),
         "restore": lambda: restore(folders, args.model),
     }
     for name in stages if args.command == "all" else [args.command]:

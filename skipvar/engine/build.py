@@ -145,12 +145,13 @@ def estimate_cost(config: RunConfig) -> dict[str, Any]:
     model = _known_config(config)
     rules = sampling_rules(config, model)
     schedule = find_schedule(model.schedules, config.sampling.aspect_ratio, rules.size)
-    tokens = [schedule.num_tokens(scale) for scale in range(schedule.num_scales)]
     has_decision = default_decision_scale(schedule.num_scales) is not None
-    strategies = [make_strategy(name, len(tokens)) for name in (STRATEGY_NAMES if has_decision else STRATEGY_NAMES[:1])]
+    strategies = [
+        make_strategy(name, schedule.num_scales) for name in (STRATEGY_NAMES if has_decision else STRATEGY_NAMES[:1])
+    ]
     return {
         "num_scales": schedule.num_scales,
-        "token_forwards": {strategy.name: strategy.token_forwards(tokens) for strategy in strategies},
+        "token_forwards": {strategy.name: strategy.token_forwards(schedule.num_tokens) for strategy in strategies},
     }
 
 

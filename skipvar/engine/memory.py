@@ -57,7 +57,7 @@ class Costs:
     def step_bytes(self, strategy: Strategy) -> int:
         """Working memory of one image in its largest step: cache and activations."""
         last = strategy.num_scales_run - 1
-        largest = max(schedule.num_tokens(last) for schedule in self.schedules)
+        largest = max(schedule.num_tokens[last] for schedule in self.schedules)
         activations = BRANCHES * largest * self.width * 4 * ACTIVATION_TENSORS
         return self.cached_tokens(strategy) * self.bytes_per_token + activations
 
@@ -91,7 +91,7 @@ def image_costs(
     names = [known_strategy] if known_strategy is not None else STRATEGY_NAMES
     transformer = config.transformer
     factor = config.vae.patch_size * (2 if transformer.spatial_patchify else 1)
-    pixels = max(schedule.num_tokens(schedule.num_scales - 1) for schedule in schedules) * factor**2
+    pixels = max(schedule.num_tokens[-1] for schedule in schedules) * factor**2
     return Costs(
         schedules=schedules,
         strategies=tuple(make_strategy(name, num_scales) for name in names),

@@ -60,9 +60,7 @@ class ImageState:
     def token_forwards(self) -> tuple[int, int]:
         """Tokens that go through the transformer, both branches counted: under its strategy, and under `base`."""
         assert self.strategy is not None
-        num_scales = self.schedule.num_scales
-        tokens = [self.schedule.num_tokens(scale) for scale in range(num_scales)]
-        base = make_strategy("base", num_scales)
+        tokens, base = self.schedule.num_tokens, make_strategy("base", self.schedule.num_scales)
         run, full = (strategy.token_forwards(tokens, guided=self.is_guided) for strategy in (self.strategy, base))
         return run, full
 

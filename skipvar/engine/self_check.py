@@ -44,7 +44,7 @@ def _scale_agrees(pipeline: Pipeline, schedule: Schedule, scale: int, batch_size
     """One block, the embedding and the head on random values: a batch with mixed text lengths against its rows."""
     transformer, generator = pipeline.transformer, torch.Generator().manual_seed(scale)
     config, rows = transformer.config, 2 * batch_size
-    tokens, held = schedule.num_tokens(scale), schedule.first_token(scale)
+    tokens, held = schedule.num_tokens[scale], schedule.first_token(scale)
 
     def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)

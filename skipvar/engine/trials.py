@@ -15,7 +15,7 @@ from skipvar.types import Probe, Request
 
 @dataclass(frozen=True)
 class Trial:
-    """An image of every strategy, and the probe at each of some grids."""
+    """An image made under several strategies, and the probe at each of some grids."""
 
     request: Request
     pixels: dict[str, np.ndarray]
@@ -25,7 +25,12 @@ class Trial:
 
 
 def make_trials(
-    pipeline: Pipeline, rules: SamplingRules, requests: Sequence[Request], grid_scales: Sequence[int], batch_size: int
+    pipeline: Pipeline,
+    rules: SamplingRules,
+    requests: Sequence[Request],
+    grid_scales: Sequence[int],
+    batch_size: int,
+    strategies: Sequence[str] = STRATEGY_NAMES,
 ) -> Iterator[Trial]:
     """Makes trials of requests that share one aspect ratio, a batch at a time.
 
@@ -41,11 +46,15 @@ def make_trials(
     plan = plan_memory(costs, batch_size=batch_size, pool_images=batch_size, free_bytes=None)
     runner = Runner(pipeline, rules, plan, slot_tokens=costs.prefix_tokens, use_mask=False, fixed_shapes=False)
     for start in range(0, len(requests), batch_size):
-        yield from _make_batch(runner, requests[start : start + batch_size], grid_scales, decision_scale)
+        yield from _make_batch(runner, requests[start : start + batch_size], grid_scales, decision_scale, strategies)
 
 
 def _make_batch(
-    runner: Runner, requests: Sequence[Request], grid_scales: Sequence[int], decision_scale: int
+    runner: Runner,
+    requests: Sequence[Request],
+    grid_scales: Sequence[int],
+    decision_scale: int,
+    strategies: Sequence[str],
 ) -> Iterator[Trial]:
     images = [start_image(runner.pipeline, request, runner.rules) for request in requests]
     working = runner.run_prefix(images, decision_scale, len(images))
@@ -53,7 +62,7 @@ def _make_batch(
     runner.hold(working, range(len(images)))
     at_decision = [(image.slot, image.code_sum, image.generator.get_state()) for image in images]
     pixels = {}
-    for name in STRATEGY_NAMES:
+    for name in strategies:
         strategy = make_strategy(name, images[0].schedule.num_scales)
         for image, (slot, code_sum, stream) in zip(images, at_decision, strict=True):
             image.slot, image.code_sum = slot, code_sum

@@ -26,14 +26,14 @@ class Schedule:
     def num_scales(self) -> int:
         return len(self.grids)
 
-    def num_tokens(self, scale: int) -> int:
-        """Tokens `h * w` of a scale."""
-        height, width = self.grids[scale]
-        return height * width
+    @property
+    def num_tokens(self) -> tuple[int, ...]:
+        """Tokens `h * w` of each scale."""
+        return tuple(height * width for height, width in self.grids)
 
     def first_token(self, scale: int) -> int:
         """Tokens of all scales before this one; `first_token(num_scales)` is the total."""
-        return sum(height * width for height, width in self.grids[:scale])
+        return sum(self.num_tokens[:scale])
 
 
 def find_schedule(config: ScheduleConfig, aspect_ratio: float, size: str | None) -> Schedule:

@@ -33,9 +33,6 @@ class Stretch:
         self._decay_seconds = 60 * decay_minutes
         self._warmup_steps = warmup_steps
 
-    def is_over(self) -> bool:
-        return time.monotonic() >= self._end
-
     def rate_factor(self, steps_done: int) -> float:
         """Multiplier of the learning rates: linear warm-up by steps, constant, linear decay by time; 0 at the end."""
         warmup = min(1.0, (steps_done + 1) / max(1, self._warmup_steps))

@@ -1,38 +1,17 @@
-"""All numbers that the embedded model is judged by: reconstruction, fidelity to the text, and what skipping costs."""
+"""What an image shows, against what its prompt asked for."""
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
-from torchmetrics.functional.regression import spearman_corrcoef
 
-from skipvar.model.pipeline import Pipeline
 from skipvar.training.data import BACKGROUNDS, LAYOUT_SIDES, Combination, Pictures, captions
 from skipvar.training.objects import OBJECTS
-from skipvar.training.recipe import DECISION_SCALE, NUM_SCALES, EvaluationRecipe
-from skipvar.training.sample import generate
-
-logger = logging.getLogger(__name__)
 
 _BLUR = 4
 """Pictures are compared as means of 4x4 pixels."""
-
-
-class Probe(Protocol):
-    """What `skipvar.skip.probe.take_probe` returns."""
-
-    @property
-    def sobel_change(self) -> Tensor: ...
-    @property
-    def fft_high_frequency_ratio(self) -> Tensor: ...
-
-
-TakeProbe = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor, tuple[int, int]], Probe]
 
 
 @dataclass(frozen=True)
@@ -50,45 +29,6 @@ def make_prompts(held_out: Sequence[Combination], count: int) -> list[Prompt]:
         Prompt(combination, (texts := captions(combination))[i % len(texts)], seed=i)
         for i, combination in enumerate(held_out[:count])
     ]
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Images of some prompts under `base` and with the last scales skipped, and their probes."""
-
-    images: list[Tensor]
-    """`(N, 3, H, W)` in [-1, 1]: base, skip_1, skip_2, skip_3."""
-    sobel: dict[tuple[int, int], Tensor]
-    """Probe grid to `(N,)`."""
-    fft: dict[tuple[int, int], Tensor]
-
-
-@torch.no_grad()
-def generate_all(
-    pipeline: Pipeline, prompts: Sequence[Prompt], settings: EvaluationRecipe, take_probe: TakeProbe
-) -> Generated:
-    """Every prompt under base and skip_1 to skip_3 (from the same bits), with the probe at each grid."""
-    images: list[list[Tensor]] = [[] for _ in range(4)]
-    sobel: dict[tuple[int, int], list[Tensor]] = {grid: [] for grid in settings.probe_grids}
-    fft: dict[tuple[int, int], list[Tensor]] = {grid: [] for grid in settings.probe_grids}
-    for start in range(0, len(prompts), settings.batch_size):
-        part = prompts[start : start + settings.batch_size]
-        features = [pipeline.text_encoder.encode(prompt.text) for prompt in part]
-        lengths = [len(f) for f in features]
-        padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
-        sums = generate(pipeline.transformer, padded, lengths, settings, [p.seed for p in part])
-        for skipped in range(4):
-            images[skipped].append(pipeline.decode(sums[NUM_SCALES - 1 - skipped]))
-        for grid in settings.probe_grids:
-            probe = take_probe(pipeline.decode, sums[DECISION_SCALE - 1], sums[DECISION_SCALE], grid)
-            sobel[grid].append(probe.sobel_change)
-            fft[grid].append(probe.fft_high_frequency_ratio)
-        logger.info("generated %d of %d", start + len(part), len(prompts))
-    return Generated(
-        [torch.cat(parts) for parts in images],
-        {grid: torch.cat(parts) for grid, parts in sobel.items()},
-        {grid: torch.cat(parts) for grid, parts in fft.items()},
-    )
 
 
 class Judge:
@@ -132,29 +72,3 @@ def measure_fidelity(images: Tensor, prompts: Sequence[Prompt], judge: Judge) ->
         hits["background"] += judge.background(image) == asked.background_index
         hits["layout"] += int(distances.argmin()) % len(LAYOUT_SIDES) == asked.layout_index
     return {name: count / len(prompts) for name, count in hits.items()}
-
-
-def measure_skipping(generated: Generated, prompts: Sequence[Prompt], settings: EvaluationRecipe) -> dict[str, Any]:
-    """SSIM to base of each skip strategy, by layout, and Spearman's correlation of the probe with that of skip_3."""
-    unit = [(images + 1) / 2 for images in generated.images]
-    ssim = torch.stack([_ssim(other, unit[0]) for other in unit[1:]])
-    layouts = torch.tensor([p.combination.layout_index for p in prompts])
-    result: dict[str, Any] = {"ssim_skip": [round(float(s.mean()), 4) for s in ssim]}
-    for index, side in enumerate(LAYOUT_SIDES):
-        result[f"ssim_skip_of_{side * side}"] = [round(float(s[layouts == index].mean()), 4) for s in ssim]
-    for grid in settings.probe_grids:
-        for name, values in (("sobel", generated.sobel[grid]), ("fft", generated.fft[grid])):
-            result[f"spearman_{name}_at_{grid[0]}"] = [round(float(spearman_corrcoef(values, s)), 4) for s in ssim]
-    last = settings.probe_grids[-1][0]
-    result["spearman_sobel"] = result[f"spearman_sobel_at_{last}"][-1]
-    result["spearman_fft"] = result[f"spearman_fft_at_{last}"][-1]
-    return result
-
-
-def _ssim(a: Tensor, b: Tensor) -> Tensor:
-    """SSIM `(N,)` of images in [0, 1]."""
-    parts = [
-        torch.as_tensor(structural_similarity_index_measure(x, y, data_range=1.0, reduction="none")).reshape(-1)
-        for x, y in zip(a.split(50), b.split(50), strict=True)
-    ]
-    return torch.cat(parts)

@@ -40,15 +40,21 @@ class VaeRecipe:
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2e-3, adam_rate=1e-3, weight_decay=1e-3)
     warmup_steps: int = 100
     ema_decay: float = 0.998
+    square_weight: float = 4.0
+    """Of the mean squared distance, beside the mean absolute one: small errors count in PSNR, too."""
     gradient_weight: float = 0.5
     """Of the L1 distance between the images' finite differences."""
-    commitment_weight: float = 0.25
+    commitment_weight: float = 1.0
+    """Of the squared distance between a latent and the codes that stand for it. At 0.25 latents grew out of the codes'
+    reach (the sum over the scales of 1/sqrt(bits)), and one sign was all that such a cell could say."""
+    layout_shares: tuple[float, ...] = (0.6, 0.8, 1.6)
+    """Relative frequency of each layout's pictures: small objects are the hardest."""
     truncated_share: float = 0.3
     """Share of images decoded from a running sum that lacks the last one to three scales."""
     minutes: float = 60.0
     """Of training from nothing, on two cores; the last `decay_minutes` bring the rate to zero."""
     decay_minutes: float = 8.0
-    report_pictures: int = 16
+    report_pictures: int = 24
     """Held-out pictures of each layout that a report measures."""
 
 
@@ -91,9 +97,10 @@ class EvaluationRecipe:
     cfg: float = 3.0
     tau: float = 0.5
     top_p: float = 0.97
+    top_k: int = 0
     batch_size: int = 20
-    probe_grids: tuple[tuple[int, int], ...] = ((5, 5), (8, 8), (16, 16))
-    """Latent grids at which the probe is tried; the last one is reported."""
+    probe_scales: tuple[int, ...] = (4, 6, 9)
+    """Scales on whose grids the probe is tried; the last one is reported."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """Training of the transformer and its text encoder: predict the bits of every scale from text and earlier scales."""
 
-import copy
 import dataclasses
 import logging
 import time
@@ -19,15 +18,13 @@ from skipvar.model.attention import TextLayout
 from skipvar.model.bsq import next_input, quantize, running_sums
 from skipvar.model.rope import rope_table
 from skipvar.model.transformer import TextState, Transformer, block_causal_mask
-from skipvar.training.common import Ema, Folders, Stretch, append_log, load_checkpoint, save_checkpoint, save_sheet
-from skipvar.training.data import Combination, captions, split_combinations
+from skipvar.training.common import Ema, Folders, Stretch, append_log, load_checkpoint, save_checkpoint
+from skipvar.training.data import captions, split_combinations
 from skipvar.training.latents import latents_path
 from skipvar.training.muon import Optimizer
 from skipvar.training.parallel import Peers, run_peers
 from skipvar.training.recipe import GRIDS, MODEL, SCHEDULE, Recipe, StepKind
-from skipvar.training.sample import generate
 from skipvar.training.text import CaptionTokens, build_text_encoder, build_tokenizer, encode_captions
-from skipvar.training.vae import load_autoencoder
 
 _SHORT = 256
 """Tokens below which attention is computed by plain products."""
@@ -123,7 +120,7 @@ class Objective:
         features = torch.where(batch.is_unconditional[:, None, None], table, features)
         text = transformer.encode_text(features, batch.lengths, use_mask=True)
         text = self._with_static_shape(text)
-        num_tokens = [h * w for h, w in GRIDS[: batch.num_scales]]
+        num_tokens = SCHEDULE.num_tokens[: batch.num_scales]
         rope = (self._rope[0][: sum(num_tokens)], self._rope[1][: sum(num_tokens)])
         if batch.num_scales not in self._masks:
             self._masks[batch.num_scales] = block_causal_mask(num_tokens, torch.device("cpu"))
@@ -246,17 +243,6 @@ class Trainer:
         self._losses.clear()
         self._seconds.clear()
 
-    @torch.no_grad()
-    def save_samples(self, prompts: list[str]) -> None:
-        """A sheet of samples of the averaged weights, for the eye."""
-        averaged = copy.deepcopy(self.model).eval()
-        _load_averaged(averaged, self.ema.weights)
-        decoder = load_autoencoder(self.folders).decoder
-        ids, lengths = self.tokens.batch(prompts)
-        features = encode_captions(averaged.text_encoder, ids, lengths)
-        sums = generate(averaged.transformer, features, lengths, self.recipe.evaluation)
-        save_sheet(self.folders.run / f"samples_{self.step:06}.png", decoder(sums[-1]), columns=8)
-
 
 def train_transformer(
     recipe: Recipe,
@@ -278,23 +264,13 @@ def _train(
     is_warm = trainer.restore()
     source = BatchSource(recipe, folders, trainer.tokens, trainer.step, peers)
     stretch = Stretch(minutes, decay_minutes, 0 if is_warm else recipe.transformer.warmup_steps)
-    first_step, last_saved, num_saves = trainer.step, time.monotonic(), 0
-    prompts = sample_prompts(split_combinations(recipe)[1], 24)
+    first_step, last_saved = trainer.step, time.monotonic()
     # The end, too, is the leader's: every process learns it from the same step.
     while trainer.train_step(source, stretch.rate_factor(trainer.step - first_step)) > 0:
         if peers.is_leader and time.monotonic() - last_saved > recipe.checkpoint_seconds:
             trainer.save()
             trainer.report()
-            num_saves += 1
-            if num_saves % 4 == 0:
-                trainer.save_samples(prompts)
             last_saved = time.monotonic()
     if peers.is_leader:
         trainer.save()
         trainer.report()
-        trainer.save_samples(prompts)
-
-
-def sample_prompts(combinations: list[Combination], count: int) -> list[str]:
-    """A caption for each of the first `count` combinations, the phrasing picked by its position."""
-    return [(texts := captions(c))[i % len(texts)] for i, c in enumerate(combinations[:count])]

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from skipvar.model.vae import Decoder, Encoder
 from skipvar.training.common import Ema, Folders, Stretch, append_log, load_checkpoint, save_checkpoint, save_sheet
 from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations
 from skipvar.training.muon import Optimizer
+from skipvar.training.parallel import Peers, run_peers
 from skipvar.training.recipe import GRIDS, MODEL, NUM_SCALES, Recipe, VaeRecipe
 
 logger = logging.getLogger(__name__)
@@ -51,37 +53,45 @@ def load_autoencoder(folders: Folders) -> Autoencoder:
 class Trainer:
     """The state of a run: weights, their average, optimizer, step; and what is needed to train and report on it."""
 
-    def __init__(self, recipe: Recipe, folders: Folders, decoder_only: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, folders: Folders, decoder_only: bool = False, peers: Peers | None = None
+    ) -> None:
         self.folders, self.settings, self._decoder_only = folders, recipe.vae, decoder_only
+        self.peers = peers or Peers()
         self.pictures = Pictures(folders.packages, recipe.image_side)
         self.training, self.held_out = split_combinations(recipe)
         torch.manual_seed(recipe.seed)
         self.model = Autoencoder()
         self.model.encoder.requires_grad_(not decoder_only)
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self._trained = list(trained.values())
         # Muon takes the kernels of all convolutions but the first and last of each half.
         inner = [p for name, p in trained.items() if p.ndim == 4 and ".conv_" not in name]
         self.optimizer = Optimizer(trained.values(), inner, recipe.vae.optimizer)
         self.ema = Ema(self.model, recipe.vae.ema_decay)
         self.step = 0
         self._losses: list[Tensor] = []
+        shares = torch.tensor(recipe.vae.layout_shares)
+        self._chances = shares[[c.layout_index for c in self.training]]
 
-    def train_step(self, generator: torch.Generator, factor: float) -> None:
-        """One batch of pictures chosen by `generator`."""
-        size = self.settings.batch_size
-        chosen = torch.randint(len(self.training), (size,), generator=generator).tolist()
+    def train_step(self, generator: torch.Generator, factor: float) -> float:
+        """One batch of pictures chosen by `generator`, at the leader's `factor` of the rates, which is returned."""
+        size = self.settings.batch_size // self.peers.count
+        chosen = torch.multinomial(self._chances, size, replacement=True, generator=generator).tolist()
         mirrored = torch.rand(size, generator=generator) < 0.5
         images = self.pictures.compose([self.training[i] for i in chosen], mirrored)
         truncated = torch.rand(size, generator=generator) < self.settings.truncated_share
         dropped = torch.randint(1, 4, (size,), generator=generator) * truncated
         with torch.autocast("cpu", torch.bfloat16):
             decoded, commitment = self.model(images, NUM_SCALES - dropped)
-        loss = reconstruction_loss(decoded, images, self.settings) + self.settings.commitment_weight * commitment
-        loss.backward()
+        reconstruction = reconstruction_loss(decoded, images, self.settings)
+        (reconstruction + self.settings.commitment_weight * commitment).backward()
+        factor = self.peers.average(self._trained, factor)
         self.optimizer.step(factor)
         self.ema.update()
         self.step += 1
-        self._losses.append(loss.detach())
+        self._losses.append(torch.stack([reconstruction.detach(), commitment.detach()]))
+        return factor
 
     def save(self) -> None:
         state = {
@@ -123,38 +133,52 @@ class Trainer:
             images = self.pictures.compose(shown, torch.zeros(len(shown), dtype=torch.bool))
             rows = [images] + [reconstruct(averaged, images, NUM_SCALES - dropped) for dropped in (0, 1, 3)]
         save_sheet(self.folders.run / "vae_sheet.png", torch.cat(rows), columns=len(shown))
-        loss = float(torch.stack(self._losses).mean())
+        loss, commitment = torch.stack(self._losses).mean(dim=0).tolist()
         self._losses.clear()
-        append_log(self.folders.run / "vae_log.jsonl", {"step": self.step, "loss": loss, "time": time.time(), **scores})
+        record = {"step": self.step, "loss": loss, "commitment": commitment, "time": time.time(), **scores}
+        append_log(self.folders.run / "vae_log.jsonl", record)
 
 
 def train_vae(
-    recipe: Recipe, folders: Folders, minutes: float, decay_minutes: float, decoder_only: bool = False
+    recipe: Recipe,
+    folders: Folders,
+    minutes: float,
+    decay_minutes: float,
+    decoder_only: bool = False,
+    num_processes: int = 1,
 ) -> None:
     """One stretch of training; goes on from the checkpoint if there is one.
 
     Once a transformer has learned the encoder's bits they must stay as they are: `decoder_only` improves the pictures
     made of them.
     """
-    trainer = Trainer(recipe, folders, decoder_only)
+    run_peers(num_processes, partial(_train, recipe, folders, minutes, decay_minutes, decoder_only))
+
+
+def _train(
+    recipe: Recipe, folders: Folders, minutes: float, decay_minutes: float, decoder_only: bool, peers: Peers
+) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    trainer = Trainer(recipe, folders, decoder_only, peers)
     is_warm = trainer.restore()
-    # The stream of examples depends on the seed and the step that the stretch starts at.
-    generator = torch.Generator().manual_seed(recipe.seed + trainer.step)
+    # The stream of examples depends on the seed, the step that the stretch starts at and the process.
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + 10 * trainer.step + peers.rank)
     stretch = Stretch(minutes, decay_minutes, 0 if is_warm else recipe.vae.warmup_steps)
     first_step, last_saved = trainer.step, time.monotonic()
-    while not stretch.is_over():
-        trainer.train_step(generator, stretch.rate_factor(trainer.step - first_step))
-        if time.monotonic() - last_saved > recipe.checkpoint_seconds:
+    # The end, too, is the leader's: every process learns it from the same step.
+    while trainer.train_step(generator, stretch.rate_factor(trainer.step - first_step)) > 0:
+        if peers.is_leader and time.monotonic() - last_saved > recipe.checkpoint_seconds:
             trainer.save()
             trainer.report()
             last_saved = time.monotonic()
-    trainer.save()
-    trainer.report()
+    if peers.is_leader:
+        trainer.save()
+        trainer.report()
 
 
 def reconstruction_loss(decoded: Tensor, images: Tensor, settings: VaeRecipe) -> Tensor:
-    """L1 + L2 + weighted L1 between the finite differences along both axes."""
-    loss = F.l1_loss(decoded, images) + F.mse_loss(decoded, images)
+    """L1 + weighted L2 + weighted L1 between the finite differences along both axes."""
+    loss = F.l1_loss(decoded, images) + settings.square_weight * F.mse_loss(decoded, images)
     for axis in (-1, -2):
         loss = loss + settings.gradient_weight / 2 * F.l1_loss(decoded.diff(dim=axis), images.diff(dim=axis))
     return loss

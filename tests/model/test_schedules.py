@@ -43,4 +43,4 @@ def test_sizes_cut_the_list(size: str | None, num_scales: int) -> None:
     schedule = find_schedule(INFINITY_SCHEDULES, 1.0, size)
     assert schedule.num_scales == num_scales
     assert schedule.reference_grid == (64, 64)
-    assert schedule.num_tokens(6) == 256 and schedule.first_token(3) == 21
+    assert schedule.num_tokens[6] == 256 and schedule.first_token(3) == 21

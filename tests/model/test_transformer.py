@@ -73,7 +73,7 @@ def step_by_step(
 def test_all_scales_at_once_equal_scale_after_scale(transformer: Transformer) -> None:
     text, codes = texts(transformer, [3, 7]), inputs(2)
     outputs = step_by_step(transformer, text, codes)
-    num_tokens = [SCHEDULE.num_tokens(scale) for scale in SCALES]
+    num_tokens = [SCHEDULE.num_tokens[scale] for scale in SCALES]
     cos, sin = (part[: sum(num_tokens)] for part in rope_table(SCHEDULE, SIZES.head_width))
     mask = block_causal_mask(num_tokens, torch.device("cpu"))
     together = transformer.forward_teacher_forced(codes, text, (cos, sin), mask)

@@ -1,26 +1,42 @@
 """A whole training run in miniature: autoencoder, latents, transformer, export, the pipeline, restore."""
 
 import json
-from itertools import pairwise
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from jobs import train_emoji
+from skipvar.engine.sampler import SamplingRules, Step, WorkingBatch, generate_one, run_scales, start_image
 from skipvar.model.bsq import next_input, quantize, running_sums
-from skipvar.model.pipeline import load_folder
+from skipvar.model.kv_cache import KeyValueCache
+from skipvar.model.pipeline import Pipeline, load_folder
+from skipvar.model.text_encoder import TextEncoder
+from skipvar.skip.strategy import Mode
 from skipvar.training import transformer as transformer_training
 from skipvar.training import vae as vae_training
 from skipvar.training.common import Folders, Stretch, load_checkpoint
 from skipvar.training.data import all_combinations, split_combinations
-from skipvar.training.evaluate import make_prompts
 from skipvar.training.export import export, load_exported_autoencoder, restore
 from skipvar.training.latents import encode_latents, latents_path
 from skipvar.training.parallel import Peers, run_peers
-from skipvar.training.recipe import GRIDS, NUM_SCALES, EvaluationRecipe, Recipe, StepKind, TransformerRecipe, VaeRecipe
-from skipvar.training.sample import generate
-from skipvar.training.text import encode_captions
+from skipvar.training.recipe import (
+    GRIDS,
+    MODEL,
+    NUM_SCALES,
+    EvaluationRecipe,
+    Recipe,
+    StepKind,
+    TransformerRecipe,
+    VaeRecipe,
+)
+from skipvar.training.text import build_tokenizer
+from skipvar.training.vae import load_autoencoder
+from skipvar.types import Request
 
 RECIPE = Recipe(
     held_out_combinations=len(all_combinations()) - 4,
@@ -107,42 +123,69 @@ def test_resumes_as_if_never_stopped(folders: Folders) -> None:
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_teacher_forcing_gives_the_logits_of_generation(folders: Folders) -> None:
+def test_teacher_forcing_gives_the_logits_of_generation(folders: Folders, make_request: Callable[..., Request]) -> None:
     """All scales at once under the mask = scale by scale with a cache: what is trained is what is run."""
     model = transformer_training.load_text_to_bits(RECIPE, folders)
-    objective = transformer_training.Objective(model, max_text_length=12, is_compiled=False)
     trainer = transformer_training.Trainer(RECIPE, folders, is_compiled=False)
+    pipeline = Pipeline(
+        config=MODEL,
+        transformer=model.transformer.requires_grad_(False),
+        decoder=load_autoencoder(folders).decoder,
+        text_encoder=TextEncoder(build_tokenizer(), model.text_encoder, max_tokens=64),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        weights_sha256={},
+    )
     prompts = ["apple on red", "nine small keys on a blue background"]
+    plain: dict[str, object] = {"cfg": (1.0,) * NUM_SCALES, "tau": (1.0,) * NUM_SCALES, "negative_prompt": None}
+    codes, targets, entropies = [], [], []
+    for position, prompt in enumerate(prompts):
+        image = start_image(pipeline, make_request(position, prompt=prompt, **plain), SamplingRules())
+        cache = KeyValueCache(
+            depth=8, num_heads=4, head_width=64, capacity=680, dtype=torch.float32, device=torch.device("cpu")
+        )
+        cache.begin(1, 680)
+        batch = WorkingBatch.begin(pipeline, [image], cache)
+        every = range(NUM_SCALES)
+        steps = list(run_scales(pipeline, SamplingRules(), batch, [Mode.GUIDED] * NUM_SCALES, keep_sums=every))
+        codes.append([next_input(batch.history[k], grid, False) for k, grid in enumerate(GRIDS[1:])])
+        targets.append(torch.cat([step.bits for step in steps], dim=1).float())
+        entropies.append(torch.stack([_cross_entropy(step) for step in steps]))
     ids, lengths = trainer.tokens.batch(prompts)
-    features = encode_captions(model.text_encoder, ids, lengths).detach()
-    # Guidance 1, and a temperature that makes the draw the arg max: the generated bits are the likelier ones.
-    greedy = EvaluationRecipe(cfg=1.0, tau=1e-4)
-    sums = generate(model.transformer, features, lengths, greedy)
-    codes = [next_input(s, grid, False) for s, grid in zip(sums, GRIDS[1:], strict=False)]
-    steps = [sums[0], *(after - before for before, after in pairwise(sums))]
-    last_bits = (steps[-1].flatten(2).transpose(1, 2) > 0).float()
-    targets = torch.cat([torch.zeros(2, 680 - 256, 32), last_bits], dim=1)
-    never = torch.zeros(2, dtype=torch.bool)
-    with torch.no_grad():
-        _, right = objective(transformer_training.Batch(ids, lengths, never, codes, targets))
-        wrong = torch.cat([targets[:, :-256], 1 - last_bits], dim=1)
-        _, other = objective(transformer_training.Batch(ids, lengths, never, codes, wrong))
-    # Each generated bit is the likelier one under teacher forcing too, so its cross-entropy is below log 2.
-    print(f"{float(right[-1]):.4f} {float(other[-1]):.4f}")
-    assert right[-1] < 0.6931 < other[-1]
+    both = [torch.cat(pair) for pair in zip(*codes, strict=True)]
+    guided = torch.zeros(2, dtype=torch.bool)
+    objective = transformer_training.Objective(model, max_text_length=12, is_compiled=False)
+    _, found = objective(transformer_training.Batch(ids, lengths, guided, both, torch.cat(targets)))
+    torch.testing.assert_close(found, torch.stack(entropies).mean(dim=0), atol=1e-5, rtol=1e-4)
 
 
-def test_exported_folder_runs_in_the_pipeline(exported: Path) -> None:
+def _cross_entropy(step: Step) -> Tensor:
+    """Of a step's own bits, in nats a bit."""
+    chances = step.logits.unflatten(-1, (-1, 2)).log_softmax(dim=-1)
+    return -chances.gather(-1, step.bits.long()[..., None]).mean()
+
+
+def test_exported_folder_runs_in_the_pipeline(exported: Path, make_request: Callable[..., Request]) -> None:
     pipeline = load_folder(exported, torch.float32, torch.device("cpu"))
-    prompt = make_prompts(split_combinations(RECIPE)[1], 1)[0]
-    features = pipeline.text_encoder.encode(prompt.text)
-    sums = generate(pipeline.transformer, features[None], [len(features)], EvaluationRecipe(), [prompt.seed])
-    image = pipeline.decode(sums[-1])
-    assert image.shape == (1, 3, 128, 128)
+    assert generate_one(pipeline, make_request(0)).pixels.shape == (128, 128, 3)
     assert sum(f.stat().st_size for f in exported.rglob("*") if f.is_file()) < 30_000_000
     record = json.loads((exported / "training.json").read_text())
     assert record["transformer"]["step"] == 2
     assert "2 steps" in (exported / "README.md").read_text()
+
+
+def test_evaluation_prints_one_document(
+    folders: Folders, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(exported, model)
+    settings = EvaluationRecipe(num_prompts=6, batch_size=3)
+    train_emoji.evaluate(replace(RECIPE, evaluation=settings), folders, model)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    fidelity = {"top1", "top5", "background", "layout"}
+    assert {*fidelity, "psnr_single", "psnr_grid", "spearman_sobel", "spearman_fft", "ssim_skip"} <= found.keys()
+    assert found["spearman_sobel"] == found["spearman_sobel_at_scale_9"][-1]
+    assert (model / "samples.png").is_file()
 
 
 def test_restores_a_run_from_the_exported_folder(folders: Folders, exported: Path, tmp_path: Path) -> None:
@@ -166,8 +209,7 @@ def test_a_stretch_warms_up_and_decays() -> None:
     stretch = Stretch(minutes=1, decay_minutes=2, warmup_steps=10)
     assert stretch.rate_factor(0) == pytest.approx(0.05, rel=0.01)
     assert stretch.rate_factor(100) == pytest.approx(0.5, rel=0.01)
-    assert not stretch.is_over()
-    assert Stretch(minutes=0, decay_minutes=0, warmup_steps=1).is_over()
+    assert Stretch(minutes=0, decay_minutes=0, warmup_steps=1).rate_factor(0) == 0
 
 
 def test_decoder_alone_leaves_the_bits_as_they_are(folders: Folders, tmp_path: Path) -> None:
