@@ -20,21 +20,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
-class Conv2d(nn.Conv2d):
-    """A convolution that gives an image the same bits alone as in a batch.
-
-    For a single small image torch on a CPU takes another algorithm (`use_mkldnn`, ATen/native/Convolution.cpp: at most
-    20480 values), which rounds differently. Such an image is therefore computed twice, at a price too small to measure.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if len(x) == 1 and x.numel() <= 20480 and x.device.type == "cpu":
-            return super().forward(x.repeat(2, 1, 1, 1))[:1]
-        return super().forward(x)
-
-
-def conv3x3(channels_in: int, channels_out: int) -> Conv2d:
-    return Conv2d(channels_in, channels_out, kernel_size=3, padding=1)
+def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1)
 
 
 class ResBlock(nn.Module):
@@ -46,7 +33,7 @@ class ResBlock(nn.Module):
         self.conv1 = conv3x3(channels_in, channels_out)
         self.norm2 = group_norm(channels_out)
         self.conv2 = conv3x3(channels_out, channels_out)
-        self.shortcut = Conv2d(channels_in, channels_out, kernel_size=1) if channels_in != channels_out else None
+        self.shortcut = nn.Conv2d(channels_in, channels_out, kernel_size=1) if channels_in != channels_out else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(F.silu(self.norm1(x)))
@@ -76,7 +63,7 @@ class EncoderLevel(nn.Module):
         super().__init__()
         widths = [channels_in] + [channels_out] * num_blocks
         self.blocks = nn.ModuleList(ResBlock(a, b) for a, b in pairwise(widths))
-        self.downsample = Conv2d(channels_out, channels_out, 3, stride=2) if has_downsample else None
+        self.downsample = nn.Conv2d(channels_out, channels_out, 3, stride=2) if has_downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:

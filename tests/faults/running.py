@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 STALE_SECONDS = 4
 TINY = (
     "model.path=random:0",
+    "policy=spread",
     "model.device=cpu",
     "cluster.address=local",
     "cluster.replicas.max=1",

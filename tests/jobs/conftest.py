@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-TINY = ("model.path=random:0", "cluster.replicas.max=1", "output.unit_rows=4", "model.device=cpu")
+TINY = ("model.path=random:0", "policy=spread", "cluster.replicas.max=1", "output.unit_rows=4", "model.device=cpu")
 """Overrides for conf/emoji.yaml: seeded random weights, one replica, small units."""
 
 

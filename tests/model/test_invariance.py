@@ -17,7 +17,6 @@ from skipvar.model.attention import TextLayout
 from skipvar.model.config import ModelConfig
 from skipvar.model.linear import Linear, set_row_padding
 from skipvar.model.presets import PRESETS
-from skipvar.model.vae import Conv2d, group_norm
 from skipvar.skip.probe import fft_high_frequency_ratio, sobel_change
 
 WIDTHS = [(256, 768), (256, 256), (256, 1024), (1024, 256), (256, 512), (32, 256), (256, 64), (128, 384), (56, 128)]
@@ -94,21 +93,6 @@ def test_attention_to_text_of_mixed_lengths() -> None:
         layout = TextLayout.of([length], torch.device("cpu"), use_mask=False)
         alone = layout.attend(queries[one], keys[one, :, :length], values[one, :, :length])
         assert torch.equal(alone[0], whole[row])
-
-
-@pytest.mark.parametrize(
-    ("channels_in", "channels_out", "side"),
-    [(32, 128, 16), (128, 128, 16), (128, 80, 16), (80, 80, 32), (40, 40, 64), (16, 3, 128), (64, 64, 8), (16, 64, 9)],
-)
-@pytest.mark.parametrize("kernel", [3, 1])
-def test_convolution(channels_in: int, channels_out: int, side: int, kernel: int) -> None:
-    layer = Conv2d(channels_in, channels_out, kernel_size=kernel, padding=kernel // 2)
-    assert_invariant(layer, random(4, channels_in, side, side))
-
-
-@pytest.mark.parametrize("channels", [16, 24, 32, 40, 80, 128])
-def test_group_norm(channels: int) -> None:
-    assert_invariant(group_norm(channels), random(4, channels, 16, 12))
 
 
 @pytest.mark.parametrize("width", [64, 128, 256])
