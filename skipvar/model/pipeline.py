@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -217,16 +218,17 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         return DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16
-    seconds = {dtype: _product_seconds(dtype) for dtype in DTYPES.values()}
+    seconds = _product_seconds()
     return torch.bfloat16 if seconds[torch.bfloat16] < 0.7 * seconds[torch.float32] else torch.float32
 
 
-def _product_seconds(dtype: torch.dtype) -> float:
-    """Best time of a few square products, after one to warm up."""
-    matrix = torch.ones(1024, 1024, dtype=dtype)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        matrix @ matrix
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
+def _product_seconds() -> dict[torch.dtype, float]:
+    """Best time of a square product in each dtype, of twelve taken by turns: other work on the machine hits both."""
+    matrices = [torch.ones(1024, 1024, dtype=dtype) for dtype in DTYPES.values()]
+    seconds = {matrix.dtype: math.inf for matrix in matrices}
+    for _ in range(12):
+        for matrix in matrices:
+            start = time.perf_counter()
+            matrix @ matrix
+            seconds[matrix.dtype] = min(seconds[matrix.dtype], time.perf_counter() - start)
+    return seconds

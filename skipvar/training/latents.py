@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from skipvar.training.common import Folders, save_checkpoint
+from skipvar.training.common import Folders, autocast, save_checkpoint
 from skipvar.training.data import Pictures, split_combinations
 from skipvar.training.recipe import Recipe
 from skipvar.training.vae import load_autoencoder
@@ -27,8 +27,8 @@ def encode_latents(recipe: Recipe, folders: Folders, batch_size: int = 32) -> No
     parts: list[Tensor] = []
     for start in range(0, len(training), batch_size):
         chosen = training[start : start + batch_size]
-        # bfloat16, as in the autoencoder's own training: it has learned to live with that rounding.
-        with torch.autocast("cpu", torch.bfloat16):
+        # As in the autoencoder's own training: it has learned to live with that rounding.
+        with autocast():
             both = [
                 encoder.encode(pictures.compose(chosen, torch.full((len(chosen),), is_mirrored)))
                 for is_mirrored in (False, True)

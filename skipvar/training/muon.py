@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skipvar.training.common import fast_dtype
 from skipvar.training.recipe import OptimizerRecipe
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -14,9 +15,9 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrices: Tensor, num_steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly, of a stack `(N, rows, columns)`; computed in bfloat16."""
+    """The nearest semi-orthogonal matrices, roughly, of a stack `(N, rows, columns)`; float32, or faster."""
     a, b, c = _NEWTON_SCHULZ
-    x = matrices.bfloat16()
+    x = matrices.to(fast_dtype())
     is_tall = x.shape[1] > x.shape[2]
     if is_tall:
         x = x.mT

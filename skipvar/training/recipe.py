@@ -74,8 +74,11 @@ class TransformerRecipe:
     coarse: StepKind = StepKind(num_scales=5, batch_size=128)
     early: StepKind = StepKind(num_scales=7, batch_size=48)
     full: StepKind = StepKind(num_scales=NUM_SCALES, batch_size=12)
-    pattern: tuple[str, ...] = ("coarse", "early", "coarse", "full")
-    """The kinds of consecutive steps, over and over."""
+    patterns: tuple[tuple[int, tuple[str, ...]], ...] = (
+        (0, ("coarse", "early", "coarse", "full")),
+        (1200, ("coarse", "full", "early", "full")),
+    )
+    """From which step on, the kinds of consecutive steps, over and over: first what is shown, then how it looks."""
     embedding_rate: float = 1e-2
     """AdamW's rate of the word embeddings: each word is seen rarely, and its vector starts at length 16."""
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2.5e-3, adam_rate=2e-3, weight_decay=1e-2)
@@ -86,7 +89,12 @@ class TransformerRecipe:
     text_dropout: float = 0.1
     minutes: float = 360.0
     """Of training from nothing, on two cores; the last `decay_minutes` bring the rate to zero."""
-    decay_minutes: float = 20.0
+    decay_minutes: float = 60.0
+
+    def kind(self, step: int) -> str:
+        """Name of the kind of a step."""
+        pattern = next(kinds for first, kinds in reversed(self.patterns) if step >= first)
+        return pattern[step % len(pattern)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from skipvar.model.attention import TextLayout
 from skipvar.model.bsq import next_input, quantize, running_sums
 from skipvar.model.rope import rope_table
 from skipvar.model.transformer import TextState, Transformer, block_causal_mask
-from skipvar.training.common import Ema, Folders, Stretch, append_log, load_checkpoint, save_checkpoint
+from skipvar.training.common import Ema, Folders, Stretch, append_log, autocast, load_checkpoint, save_checkpoint
 from skipvar.training.data import captions, split_combinations
 from skipvar.training.latents import latents_path
 from skipvar.training.muon import Optimizer
@@ -187,16 +187,16 @@ class Trainer:
         self.ema = Ema(self.model, recipe.transformer.ema_decay)
         self.objective = Objective(self.model, self.tokens.max_length, is_compiled)
         self.step = 0
-        self.num_samples = dict.fromkeys(recipe.transformer.pattern, 0)
+        self.num_samples = {name: 0 for _, kinds in recipe.transformer.patterns for name in kinds}
         self._losses: dict[str, list[Tensor]] = defaultdict(list)
         self._seconds: dict[str, list[float]] = defaultdict(list)
 
     def train_step(self, source: BatchSource, factor: float) -> float:
         """One step at the leader's `factor` of the rates, which is returned."""
         started = time.monotonic()
-        name = self.recipe.transformer.pattern[self.step % len(self.recipe.transformer.pattern)]
+        name = self.recipe.transformer.kind(self.step)
         kind: StepKind = getattr(self.recipe.transformer, name)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss, scale_losses = self.objective(source.draw(kind.num_scales, kind.batch_size // self.peers.count))
         loss.backward()
         factor = self.peers.average(list(self.model.parameters()), factor)

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from skipvar.model.bsq import quantize, running_sums
 from skipvar.model.vae import Decoder, Encoder
-from skipvar.training.common import Ema, Folders, Stretch, append_log, load_checkpoint, save_checkpoint, save_sheet
+from skipvar.training.common import (
+    Ema,
+    Folders,
+    Stretch,
+    append_log,
+    autocast,
+    load_checkpoint,
+    save_checkpoint,
+    save_sheet,
+)
 from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations
 from skipvar.training.muon import Optimizer
 from skipvar.training.parallel import Peers, run_peers
@@ -82,7 +91,7 @@ class Trainer:
         images = self.pictures.compose([self.training[i] for i in chosen], mirrored)
         truncated = torch.rand(size, generator=generator) < self.settings.truncated_share
         dropped = torch.randint(1, 4, (size,), generator=generator) * truncated
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             decoded, commitment = self.model(images, NUM_SCALES - dropped)
         reconstruction = reconstruction_loss(decoded, images, self.settings)
         (reconstruction + self.settings.commitment_weight * commitment).backward()
@@ -124,7 +133,7 @@ class Trainer:
         averaged.load_state_dict(self.ema.weights)
         averaged.eval()
         limit = self.settings.report_pictures
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             scores = {
                 f"psnr_{side * side}": measure_psnr(averaged, self.pictures, self.held_out, layout, limit)
                 for layout, side in enumerate(LAYOUT_SIDES)

@@ -44,7 +44,7 @@ RECIPE = Recipe(
     transformer=TransformerRecipe(
         early=StepKind(num_scales=3, batch_size=2),
         full=StepKind(num_scales=NUM_SCALES, batch_size=1),
-        pattern=("early", "full"),
+        patterns=((0, ("early", "full")),),
     ),
 )
 
@@ -210,6 +210,11 @@ def test_a_stretch_warms_up_and_decays() -> None:
     assert stretch.rate_factor(0) == pytest.approx(0.05, rel=0.01)
     assert stretch.rate_factor(100) == pytest.approx(0.5, rel=0.01)
     assert Stretch(minutes=0, decay_minutes=0, warmup_steps=1).rate_factor(0) == 0
+
+
+def test_kinds_of_steps_follow_the_pattern_in_force() -> None:
+    recipe = TransformerRecipe(patterns=((0, ("coarse", "full")), (4, ("full", "early", "full"))))
+    assert [recipe.kind(step) for step in range(8)] == ["coarse", "full"] * 2 + ["early", "full", "full", "early"]
 
 
 def test_decoder_alone_leaves_the_bits_as_they_are(folders: Folders, tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""The embedded model as it is shipped: every strategy runs on it, and its policies are its own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from skipvar.config import ModelSection, load_config
+from skipvar.engine.build import build_engine
+from skipvar.engine.sampler import SamplingRules
+from skipvar.engine.trials import Trial, make_trials
+from skipvar.model.pipeline import load_pipeline
+from skipvar.quality.similarity import ssim
+from skipvar.skip.strategy import STRATEGY_NAMES
+from skipvar.training.data import BACKGROUNDS
+from skipvar.types import Request
+
+REPOSITORY = Path(__file__).parents[2]
+PROMPTS = {
+    "a panda on blue": "blue",
+    "four apples on yellow": "yellow",
+    "a rocket on black": "black",
+    "9 keys on pink": "pink",
+}
+"""Prompt to background."""
+
+
+@pytest.fixture(scope="module")
+def trials(make_request: Callable[..., Request]) -> list[Trial]:
+    pipeline = load_pipeline(ModelSection(name="emoji", dtype="float32", device="cpu"))
+    plain = {"cfg": (3.0,) * 10, "negative_prompt": None}
+    requests = [make_request(i, prompt=prompt, **plain) for i, prompt in enumerate(PROMPTS)]
+    return list(make_trials(pipeline, SamplingRules(), requests, grid_scales=(9,), batch_size=4))
+
+
+@pytest.mark.parametrize("strategy", STRATEGY_NAMES)
+def test_background_is_the_one_asked_for(trials: list[Trial], strategy: str) -> None:
+    for trial in trials:
+        pixels = trial.pixels[strategy].astype(float)
+        frame = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3)])
+        assert np.abs(np.median(frame, axis=0) - BACKGROUNDS[PROMPTS[trial.request.prompt]]).max() < 40, (
+            trial.request.prompt
+        )
+
+
+def test_less_work_is_farther_from_base(trials: list[Trial]) -> None:
+    base = np.stack([trial.pixels["base"] for trial in trials])
+    mean = {name: float(ssim(np.stack([t.pixels[name] for t in trials]), base).mean()) for name in STRATEGY_NAMES}
+    print(mean)
+    assert mean["base"] == pytest.approx(1)
+    assert 1 > mean["skip_1"] > mean["skip_2"] > mean["skip_3"] > 0.4
+    assert mean["uncond_1"] > mean["skip_1"]
+
+
+def test_default_policy_is_fitted_for_the_shipped_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    engine = build_engine(load_config("conf/emoji.yaml", ["model.device=cpu"]))
+    assert engine.policy.name == "emoji_0.86"
