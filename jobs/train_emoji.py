@@ -8,6 +8,7 @@ puts an exported model into a fresh run folder, to train on from there: restore,
 import argparse
 import json
 import logging
+import math
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,7 +30,7 @@ from skipvar.training.data import LAYOUT_SIDES, NAME_PACKAGE, PICTURE_PACKAGE, P
 from skipvar.training.evaluate import Judge, Prompt, make_prompts, measure_fidelity
 from skipvar.training.export import export, load_exported_autoencoder, restore
 from skipvar.training.latents import encode_latents
-from skipvar.training.recipe import EvaluationRecipe, Recipe, TransformerRecipe, VaeRecipe
+from skipvar.training.recipe import EvaluationRecipe, Recipe
 from skipvar.training.transformer import train_transformer
 from skipvar.training.vae import measure_psnr, train_vae
 from skipvar.types import Request
@@ -124,8 +125,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("training_runs/emoji"), help="checkpoints, latents, logs")
     parser.add_argument("--packages", type=Path, default=Path("training_runs/packages"), help="the npm archives")
     parser.add_argument("--model", type=Path, default=EMBEDDED_FOLDER, help="the exported folder")
-    parser.add_argument("--minutes", type=float, help="length of this stretch of training (else the recipe's)")
-    parser.add_argument("--decay-minutes", type=float, help="its last minutes: rate down to zero (else the recipe's)")
+    parser.add_argument("--steps", type=int, help="train up to this step (else the recipe's last)")
+    parser.add_argument("--decay-steps", type=int, help="the last of them: rate down to zero (else the recipe's)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
     parser.add_argument("--eager", action="store_true", help="do not compile the transformer")
     parser.add_argument("--processes", type=int, default=2, help="of one core each, for training")
     parser.add_argument("--prompts", type=int, help="evaluate so many prompts only")
@@ -137,30 +139,27 @@ def main() -> None:
     recipe = Recipe(seed=args.seed)
     if args.prompts:
         recipe = replace(recipe, evaluation=replace(recipe.evaluation, num_prompts=args.prompts))
+    changes = {"num_steps": args.steps, "decay_steps": args.decay_steps}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes and args.command == "transformer":
+        schedule = replace(recipe.transformer.schedule, **changes)
+        recipe = replace(recipe, transformer=replace(recipe.transformer, schedule=schedule))
+    elif changes:
+        recipe = replace(recipe, vae=replace(recipe.vae, schedule=replace(recipe.vae.schedule, **changes)))
     stages = {
         "data": lambda: fetch_data(folders),
-        "vae": lambda: train_vae(recipe, folders, *_stretch(args, recipe.vae), num_processes=args.processes),
+        "vae": lambda: train_vae(recipe, folders, args.minutes, args.processes),
         "encode": lambda: encode_latents(recipe, folders),
-        "transformer": lambda: train_transformer(
-            recipe, folders, *_stretch(args, recipe.transformer), not args.eager, args.processes
-        ),
+        "transformer": lambda: train_transformer(recipe, folders, args.minutes, args.processes, not args.eager),
         "export": lambda: export(recipe, folders, args.model),
         "evaluate": lambda: evaluate(recipe, folders, args.model),
     }
     others = {
-        "decoder": lambda: train_vae(
-            recipe, folders, *_stretch(args, recipe.vae), decoder_only=True, num_processes=args.processes
-        ),
+        "decoder": lambda: train_vae(recipe, folders, args.minutes, args.processes, decoder_only=True),
         "restore": lambda: restore(folders, args.model),
     }
     for name in stages if args.command == "all" else [args.command]:
         (stages | others)[name]()
-
-
-def _stretch(args: argparse.Namespace, recipe: VaeRecipe | TransformerRecipe) -> tuple[float, float]:
-    """Minutes and decay minutes: those of the command line, else the recipe's."""
-    minutes = recipe.minutes if args.minutes is None else args.minutes
-    return minutes, recipe.decay_minutes if args.decay_minutes is None else args.decay_minutes
 
 
 if __name__ == "__main__":

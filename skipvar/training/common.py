@@ -1,12 +1,13 @@
-"""What both training loops share: the clock of a stretch, EMA, checkpoints, the log, sample sheets."""
+"""What both trainings share: the loop, EMA, checkpoints, the log, sample sheets."""
 
 import json
 import logging
+import math
 import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from skipvar.model.pipeline import resolve_dtype
+from skipvar.training.recipe import RateSchedule
 
 logger = logging.getLogger(__name__)
 
@@ -39,19 +41,52 @@ class Folders:
     """Checkpoints, latents, logs, sample sheets."""
 
 
-class Stretch:
-    """One sitting of a training run: ends after `minutes`; the last `decay_minutes` bring the rate down to zero."""
+class Trainer(Protocol):
+    """A network on its way: what `train` needs of it."""
 
-    def __init__(self, minutes: float, decay_minutes: float, warmup_steps: int) -> None:
-        self._end = time.monotonic() + 60 * minutes
-        self._decay_seconds = 60 * decay_minutes
-        self._warmup_steps = warmup_steps
+    step: int
 
-    def rate_factor(self, steps_done: int) -> float:
-        """Multiplier of the learning rates: linear warm-up by steps, constant, linear decay by time; 0 at the end."""
-        warmup = min(1.0, (steps_done + 1) / max(1, self._warmup_steps))
-        left = max(0.0, self._end - time.monotonic())
-        return warmup * min(1.0, left / self._decay_seconds if self._decay_seconds else float(left > 0))
+    def train_step(self, factor: float, seconds_left: float) -> float:
+        """One step at `factor` of the learning rates; returns the leading process's `seconds_left`."""
+
+    def restore(self) -> bool:
+        """Goes on from the run's checkpoint; False if there is none, or none of the optimizer: then warm up."""
+
+    def save(self) -> None: ...
+
+    def report(self) -> None: ...
+
+
+def train(trainer: Trainer, schedule: RateSchedule, minutes: float, checkpoint_seconds: float, is_leader: bool) -> None:
+    """Trains up to the schedule's last step, or for `minutes`; the same command again goes on from there.
+
+    What a step does depends on the seed and its number alone, so an interruption changes nothing.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    is_warm = trainer.restore()
+    if trainer.step >= schedule.num_steps:
+        logger.info("step %d of %d: nothing left to train", trainer.step, schedule.num_steps)
+        return
+    first_cold_step = 0 if is_warm else trainer.step
+    end, last_saved = time.monotonic() + 60 * minutes, time.monotonic()
+    seconds_left = math.inf
+    while trainer.step < schedule.num_steps and seconds_left > 0:
+        factor = rate_factor(schedule, trainer.step, first_cold_step)
+        # The clock that counts is the leader's: every process hears it in the same step.
+        seconds_left = trainer.train_step(factor, end - time.monotonic())
+        if is_leader and time.monotonic() - last_saved > checkpoint_seconds:
+            trainer.save()
+            trainer.report()
+            last_saved = time.monotonic()
+    if is_leader:
+        trainer.save()
+        trainer.report()
+
+
+def rate_factor(schedule: RateSchedule, step: int, first_cold_step: int = 0) -> float:
+    """Multiplier of the learning rates at a step; the optimizer's moments start from nothing at `first_cold_step`."""
+    warmup = min(1.0, (step - first_cold_step + 1) / schedule.warmup_steps)
+    return warmup * min(1.0, (schedule.num_steps - step) / schedule.decay_steps)
 
 
 class Ema:

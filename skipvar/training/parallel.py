@@ -27,6 +27,10 @@ class Peers:
     def is_leader(self) -> bool:
         return self.rank == 0
 
+    def generator(self, seed: int, step: int) -> torch.Generator:
+        """This process's random stream for a step: the same whether or not the run was interrupted before."""
+        return torch.Generator().manual_seed(seed * 1_000_003 + 10 * step + self.rank)
+
     def average(self, parameters: Sequence[nn.Parameter], message: float) -> float:
         """Makes every gradient the mean over the processes, the same bits in each; returns the leader's `message`."""
         if self.count == 1:

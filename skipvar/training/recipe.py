@@ -33,12 +33,22 @@ class OptimizerRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RateSchedule:
+    """Length of a training run, and the learning rates' course through it: linear warm-up, constant, linear decay."""
+
+    num_steps: int
+    warmup_steps: int = 100
+    decay_steps: int
+    """The last ones; the rate ends at zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VaeRecipe:
     """How the autoencoder is trained."""
 
+    schedule: RateSchedule = RateSchedule(num_steps=4200, decay_steps=900)
     batch_size: int = 8
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2e-3, adam_rate=1e-3, weight_decay=1e-3)
-    warmup_steps: int = 100
     ema_decay: float = 0.998
     square_weight: float = 4.0
     """Of the mean squared distance, beside the mean absolute one: small errors count in PSNR, too."""
@@ -51,9 +61,6 @@ class VaeRecipe:
     """Relative frequency of each layout's pictures: small objects are the hardest."""
     truncated_share: float = 0.3
     """Share of images decoded from a running sum that lacks the last one to three scales."""
-    minutes: float = 60.0
-    """Of training from nothing, on two cores; the last `decay_minutes` bring the rate to zero."""
-    decay_minutes: float = 8.0
     report_pictures: int = 24
     """Held-out pictures of each layout that a report measures."""
 
@@ -70,6 +77,7 @@ class StepKind:
 class TransformerRecipe:
     """How the transformer and its text encoder are trained."""
 
+    schedule: RateSchedule = RateSchedule(num_steps=5000, decay_steps=1000)
     # Three kinds of about 7,500 tokens each: what an object is is learned from few tokens of many images.
     coarse: StepKind = StepKind(num_scales=5, batch_size=128)
     early: StepKind = StepKind(num_scales=7, batch_size=48)
@@ -82,14 +90,10 @@ class TransformerRecipe:
     embedding_rate: float = 1e-2
     """AdamW's rate of the word embeddings: each word is seen rarely, and its vector starts at length 16."""
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2.5e-3, adam_rate=2e-3, weight_decay=1e-2)
-    warmup_steps: int = 100
     ema_decay: float = 0.998
     max_flip_probability: float = 0.3
     """Bits of the input are flipped with a chance drawn from U(0, this) for each image."""
     text_dropout: float = 0.1
-    minutes: float = 360.0
-    """Of training from nothing, on two cores; the last `decay_minutes` bring the rate to zero."""
-    decay_minutes: float = 60.0
 
     def kind(self, step: int) -> str:
         """Name of the kind of a step."""

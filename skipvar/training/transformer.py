@@ -18,7 +18,7 @@ from skipvar.model.attention import TextLayout
 from skipvar.model.bsq import next_input, quantize, running_sums
 from skipvar.model.rope import rope_table
 from skipvar.model.transformer import TextState, Transformer, block_causal_mask
-from skipvar.training.common import Ema, Folders, Stretch, append_log, autocast, load_checkpoint, save_checkpoint
+from skipvar.training.common import Ema, Folders, append_log, autocast, load_checkpoint, save_checkpoint, train
 from skipvar.training.data import captions, split_combinations
 from skipvar.training.latents import latents_path
 from skipvar.training.muon import Optimizer
@@ -66,20 +66,15 @@ class Batch:
 
 
 class BatchSource:
-    """Draws batches from the stored latents; its stream is fixed by the seed and the step it starts at."""
+    """Draws batches from the stored latents; each is fixed by the random stream that it is drawn with."""
 
-    def __init__(
-        self, recipe: Recipe, folders: Folders, tokens: CaptionTokens, first_step: int, peers: Peers | None = None
-    ) -> None:
-        rank = peers.rank if peers else 0
+    def __init__(self, recipe: Recipe, folders: Folders, tokens: CaptionTokens) -> None:
         self._recipe = recipe.transformer
         self._latents = load_checkpoint(latents_path(folders))["latents"]
         self._training, _ = split_combinations(recipe)
         self._tokens = tokens
-        self._generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + 10 * first_step + rank)
 
-    def draw(self, num_scales: int, size: int) -> Batch:
-        generator = self._generator
+    def draw(self, num_scales: int, size: int, generator: torch.Generator) -> Batch:
         chosen = torch.randint(len(self._training), (size,), generator=generator)
         mirrored = torch.randint(2, (size,), generator=generator)
         choices = torch.rand(size, generator=generator).tolist()
@@ -185,28 +180,31 @@ class Trainer:
             {embeddings: recipe.transformer.embedding_rate},
         )
         self.ema = Ema(self.model, recipe.transformer.ema_decay)
+        self.source = BatchSource(recipe, folders, self.tokens)
         self.objective = Objective(self.model, self.tokens.max_length, is_compiled)
         self.step = 0
         self.num_samples = {name: 0 for _, kinds in recipe.transformer.patterns for name in kinds}
         self._losses: dict[str, list[Tensor]] = defaultdict(list)
         self._seconds: dict[str, list[float]] = defaultdict(list)
 
-    def train_step(self, source: BatchSource, factor: float) -> float:
-        """One step at the leader's `factor` of the rates, which is returned."""
+    def train_step(self, factor: float, seconds_left: float = 0.0) -> float:
+        """One batch of the kind whose turn it is; see `common.Trainer`."""
         started = time.monotonic()
         name = self.recipe.transformer.kind(self.step)
         kind: StepKind = getattr(self.recipe.transformer, name)
+        generator = self.peers.generator(self.recipe.seed, self.step)
         with autocast():
-            loss, scale_losses = self.objective(source.draw(kind.num_scales, kind.batch_size // self.peers.count))
+            batch = self.source.draw(kind.num_scales, kind.batch_size // self.peers.count, generator)
+            loss, scale_losses = self.objective(batch)
         loss.backward()
-        factor = self.peers.average(list(self.model.parameters()), factor)
+        seconds_left = self.peers.average(list(self.model.parameters()), seconds_left)
         self.optimizer.step(factor)
         self.ema.update()
         self.step += 1
         self.num_samples[name] += kind.batch_size
         self._losses[name].append(scale_losses)
         self._seconds[name].append(time.monotonic() - started)
-        return factor
+        return seconds_left
 
     def save(self) -> None:
         state: dict[str, Any] = {
@@ -219,7 +217,7 @@ class Trainer:
         save_checkpoint(checkpoint_path(self.folders), state)
 
     def restore(self) -> bool:
-        """Goes on from the run's checkpoint; False if there is none, or none of the optimizer: then warm up."""
+        """See `common.Trainer`."""
         if not checkpoint_path(self.folders).exists():
             return False
         state = load_checkpoint(checkpoint_path(self.folders))
@@ -245,32 +243,12 @@ class Trainer:
 
 
 def train_transformer(
-    recipe: Recipe,
-    folders: Folders,
-    minutes: float,
-    decay_minutes: float,
-    is_compiled: bool = True,
-    num_processes: int = 1,
+    recipe: Recipe, folders: Folders, minutes: float, num_processes: int = 1, is_compiled: bool = True
 ) -> None:
-    """One stretch of training; goes on from the checkpoint if there is one."""
-    run_peers(num_processes, partial(_train, recipe, folders, minutes, decay_minutes, is_compiled))
+    """Trains to the end of the recipe's schedule, or for `minutes`; goes on from the checkpoint if there is one."""
+    run_peers(num_processes, partial(_train, recipe, folders, minutes, is_compiled))
 
 
-def _train(
-    recipe: Recipe, folders: Folders, minutes: float, decay_minutes: float, is_compiled: bool, peers: Peers
-) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+def _train(recipe: Recipe, folders: Folders, minutes: float, is_compiled: bool, peers: Peers) -> None:
     trainer = Trainer(recipe, folders, is_compiled, peers)
-    is_warm = trainer.restore()
-    source = BatchSource(recipe, folders, trainer.tokens, trainer.step, peers)
-    stretch = Stretch(minutes, decay_minutes, 0 if is_warm else recipe.transformer.warmup_steps)
-    first_step, last_saved = trainer.step, time.monotonic()
-    # The end, too, is the leader's: every process learns it from the same step.
-    while trainer.train_step(source, stretch.rate_factor(trainer.step - first_step)) > 0:
-        if peers.is_leader and time.monotonic() - last_saved > recipe.checkpoint_seconds:
-            trainer.save()
-            trainer.report()
-            last_saved = time.monotonic()
-    if peers.is_leader:
-        trainer.save()
-        trainer.report()
+    train(trainer, recipe.transformer.schedule, minutes, recipe.checkpoint_seconds, peers.is_leader)

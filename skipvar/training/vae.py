@@ -14,12 +14,12 @@ from skipvar.model.vae import Decoder, Encoder
 from skipvar.training.common import (
     Ema,
     Folders,
-    Stretch,
     append_log,
     autocast,
     load_checkpoint,
     save_checkpoint,
     save_sheet,
+    train,
 )
 from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations
 from skipvar.training.muon import Optimizer
@@ -66,7 +66,7 @@ class Trainer:
         self, recipe: Recipe, folders: Folders, decoder_only: bool = False, peers: Peers | None = None
     ) -> None:
         self.folders, self.settings, self._decoder_only = folders, recipe.vae, decoder_only
-        self.peers = peers or Peers()
+        self.peers, self._seed = peers or Peers(), recipe.seed
         self.pictures = Pictures(folders.packages, recipe.image_side)
         self.training, self.held_out = split_combinations(recipe)
         torch.manual_seed(recipe.seed)
@@ -83,8 +83,9 @@ class Trainer:
         shares = torch.tensor(recipe.vae.layout_shares)
         self._chances = shares[[c.layout_index for c in self.training]]
 
-    def train_step(self, generator: torch.Generator, factor: float) -> float:
-        """One batch of pictures chosen by `generator`, at the leader's `factor` of the rates, which is returned."""
+    def train_step(self, factor: float, seconds_left: float = 0.0) -> float:
+        """One batch of pictures; see `common.Trainer`."""
+        generator = self.peers.generator(self._seed, self.step)
         size = self.settings.batch_size // self.peers.count
         chosen = torch.multinomial(self._chances, size, replacement=True, generator=generator).tolist()
         mirrored = torch.rand(size, generator=generator) < 0.5
@@ -95,12 +96,12 @@ class Trainer:
             decoded, commitment = self.model(images, NUM_SCALES - dropped)
         reconstruction = reconstruction_loss(decoded, images, self.settings)
         (reconstruction + self.settings.commitment_weight * commitment).backward()
-        factor = self.peers.average(self._trained, factor)
+        seconds_left = self.peers.average(self._trained, seconds_left)
         self.optimizer.step(factor)
         self.ema.update()
         self.step += 1
         self._losses.append(torch.stack([reconstruction.detach(), commitment.detach()]))
-        return factor
+        return seconds_left
 
     def save(self) -> None:
         state = {
@@ -113,7 +114,7 @@ class Trainer:
         save_checkpoint(checkpoint_path(self.folders), state)
 
     def restore(self) -> bool:
-        """Goes on from the run's checkpoint; False if there is none, or none of the optimizer: then warm up."""
+        """See `common.Trainer`."""
         if not checkpoint_path(self.folders).exists():
             return False
         state = load_checkpoint(checkpoint_path(self.folders))
@@ -149,40 +150,19 @@ class Trainer:
 
 
 def train_vae(
-    recipe: Recipe,
-    folders: Folders,
-    minutes: float,
-    decay_minutes: float,
-    decoder_only: bool = False,
-    num_processes: int = 1,
+    recipe: Recipe, folders: Folders, minutes: float, num_processes: int = 1, decoder_only: bool = False
 ) -> None:
-    """One stretch of training; goes on from the checkpoint if there is one.
+    """Trains to the end of the recipe's schedule, or for `minutes`; goes on from the checkpoint if there is one.
 
     Once a transformer has learned the encoder's bits they must stay as they are: `decoder_only` improves the pictures
     made of them.
     """
-    run_peers(num_processes, partial(_train, recipe, folders, minutes, decay_minutes, decoder_only))
+    run_peers(num_processes, partial(_train, recipe, folders, minutes, decoder_only))
 
 
-def _train(
-    recipe: Recipe, folders: Folders, minutes: float, decay_minutes: float, decoder_only: bool, peers: Peers
-) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+def _train(recipe: Recipe, folders: Folders, minutes: float, decoder_only: bool, peers: Peers) -> None:
     trainer = Trainer(recipe, folders, decoder_only, peers)
-    is_warm = trainer.restore()
-    # The stream of examples depends on the seed, the step that the stretch starts at and the process.
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + 10 * trainer.step + peers.rank)
-    stretch = Stretch(minutes, decay_minutes, 0 if is_warm else recipe.vae.warmup_steps)
-    first_step, last_saved = trainer.step, time.monotonic()
-    # The end, too, is the leader's: every process learns it from the same step.
-    while trainer.train_step(generator, stretch.rate_factor(trainer.step - first_step)) > 0:
-        if peers.is_leader and time.monotonic() - last_saved > recipe.checkpoint_seconds:
-            trainer.save()
-            trainer.report()
-            last_saved = time.monotonic()
-    if peers.is_leader:
-        trainer.save()
-        trainer.report()
+    train(trainer, recipe.vae.schedule, minutes, recipe.checkpoint_seconds, peers.is_leader)
 
 
 def reconstruction_loss(decoded: Tensor, images: Tensor, settings: VaeRecipe) -> Tensor:

@@ -1,6 +1,7 @@
 """A whole training run in miniature: autoencoder, latents, transformer, export, the pipeline, restore."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from skipvar.model.text_encoder import TextEncoder
 from skipvar.skip.strategy import Mode
 from skipvar.training import transformer as transformer_training
 from skipvar.training import vae as vae_training
-from skipvar.training.common import Folders, Stretch, load_checkpoint
+from skipvar.training.common import Folders, load_checkpoint, rate_factor, train
 from skipvar.training.data import all_combinations, split_combinations
 from skipvar.training.export import export, load_exported_autoencoder, restore
 from skipvar.training.latents import encode_latents, latents_path
@@ -29,6 +30,7 @@ from skipvar.training.recipe import (
     MODEL,
     NUM_SCALES,
     EvaluationRecipe,
+    RateSchedule,
     Recipe,
     StepKind,
     TransformerRecipe,
@@ -54,16 +56,14 @@ def folders(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders
     """A run of two steps of each network."""
     folders = Folders(packages=packages, run=tmp_path_factory.mktemp("run"))
     vae = vae_training.Trainer(RECIPE, folders)
-    generator = torch.Generator().manual_seed(0)
     for _ in range(2):
-        vae.train_step(generator, factor=1.0)
+        vae.train_step(factor=1.0)
     vae.save()
     vae.report()
     encode_latents(RECIPE, folders)
     trainer = transformer_training.Trainer(RECIPE, folders, is_compiled=False)
-    source = transformer_training.BatchSource(RECIPE, folders, trainer.tokens, first_step=0)
     for _ in range(2):
-        trainer.train_step(source, factor=1.0)
+        trainer.train_step(factor=1.0)
     trainer.save()
     trainer.report()
     return folders
@@ -89,7 +89,7 @@ def test_batches_hold_what_generation_will_see(folders: Folders) -> None:
         held_out_combinations=RECIPE.held_out_combinations, transformer=TransformerRecipe(max_flip_probability=0.0)
     )
     trainer = transformer_training.Trainer(recipe, folders, is_compiled=False)
-    batch = transformer_training.BatchSource(recipe, folders, trainer.tokens, first_step=0).draw(NUM_SCALES, 2)
+    batch = trainer.source.draw(NUM_SCALES, 2, torch.Generator().manual_seed(0))
     latents = load_checkpoint(latents_path(folders))["latents"].flatten(0, 1).float()
 
     def agrees(latent: Tensor, row: int) -> bool:
@@ -105,17 +105,15 @@ def test_batches_hold_what_generation_will_see(folders: Folders) -> None:
 
 
 def test_resumes_as_if_never_stopped(folders: Folders) -> None:
-    """Two steps, stop, one step = three steps, given the same batches."""
+    """Two steps, stop, one step = three steps."""
 
     def one_more(trainer: transformer_training.Trainer) -> dict[str, Tensor]:
-        source = transformer_training.BatchSource(RECIPE, folders, trainer.tokens, first_step=trainer.step)
-        trainer.train_step(source, factor=1.0)
+        trainer.train_step(factor=1.0)
         return {name: p.detach() for name, p in trainer.model.named_parameters()}
 
     whole = transformer_training.Trainer(RECIPE, folders, is_compiled=False)
-    source = transformer_training.BatchSource(RECIPE, folders, whole.tokens, first_step=0)
     for _ in range(2):
-        whole.train_step(source, factor=1.0)
+        whole.train_step(factor=1.0)
     resumed = transformer_training.Trainer(RECIPE, folders, is_compiled=False)
     resumed.restore()
     assert (resumed.step, resumed.num_samples) == (2, {"early": 2, "full": 1})
@@ -191,6 +189,7 @@ def test_evaluation_prints_one_document(
 def test_restores_a_run_from_the_exported_folder(folders: Folders, exported: Path, tmp_path: Path) -> None:
     again = Folders(packages=folders.packages, run=tmp_path)
     restore(again, exported)
+    shutil.copyfile(latents_path(folders), latents_path(again))
     trainer = transformer_training.Trainer(RECIPE, again, is_compiled=False)
     trainer.restore()
     assert trainer.step == 2
@@ -205,11 +204,46 @@ def test_restores_a_run_from_the_exported_folder(folders: Folders, exported: Pat
         restore(again, exported)
 
 
-def test_a_stretch_warms_up_and_decays() -> None:
-    stretch = Stretch(minutes=1, decay_minutes=2, warmup_steps=10)
-    assert stretch.rate_factor(0) == pytest.approx(0.05, rel=0.01)
-    assert stretch.rate_factor(100) == pytest.approx(0.5, rel=0.01)
-    assert Stretch(minutes=0, decay_minutes=0, warmup_steps=1).rate_factor(0) == 0
+def test_rates_warm_up_and_decay() -> None:
+    schedule = RateSchedule(num_steps=1000, warmup_steps=100, decay_steps=200)
+    assert rate_factor(schedule, 0) == 0.01
+    assert rate_factor(schedule, 99) == rate_factor(schedule, 800) == 1
+    assert rate_factor(schedule, 900) == 0.5
+    assert rate_factor(schedule, 999) == 0.005
+    assert rate_factor(schedule, 510, first_cold_step=510) == 0.01
+
+
+class _CountingTrainer:
+    """Takes ten seconds of its leader's time a step."""
+
+    def __init__(self, step: int, is_warm: bool) -> None:
+        self.step, self.is_warm, self.factors, self.num_saves = step, is_warm, list[float](), 0
+
+    def train_step(self, factor: float, seconds_left: float) -> float:
+        self.step += 1
+        self.factors.append(factor)
+        return seconds_left - 10 * len(self.factors)
+
+    def restore(self) -> bool:
+        return self.is_warm
+
+    def save(self) -> None:
+        self.num_saves += 1
+
+    def report(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(math.inf, 6), (0.51, 4), (0.0, 1)])
+def test_trains_to_the_last_step_or_for_so_long(minutes: float, steps: int) -> None:
+    schedule = RateSchedule(num_steps=10, warmup_steps=2, decay_steps=4)
+    trainer = _CountingTrainer(step=4, is_warm=False)
+    train(trainer, schedule, minutes, checkpoint_seconds=100, is_leader=True)
+    assert trainer.factors == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25][:steps]
+    assert trainer.num_saves == 1
+    trainer.step = 10
+    train(trainer, schedule, minutes, checkpoint_seconds=100, is_leader=True)
+    assert trainer.num_saves == 1
 
 
 def test_kinds_of_steps_follow_the_pattern_in_force() -> None:
@@ -223,7 +257,7 @@ def test_decoder_alone_leaves_the_bits_as_they_are(folders: Folders, tmp_path: P
     trainer = vae_training.Trainer(RECIPE, again, decoder_only=True)
     assert not trainer.restore()
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    trainer.train_step(torch.Generator().manual_seed(0), factor=1.0)
+    trainer.train_step(factor=1.0)
     moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if name.startswith("decoder.")}
 
