@@ -1,8 +1,9 @@
 """Makes the embedded model: fetch the data, train the autoencoder, encode, train the transformer, export, evaluate.
 
-Each command is one stage and goes on from what the run's folder holds; `all` does everything from nothing. `restore`
-puts an exported model into a fresh run folder, to train on from there: restore, data, encode, transformer, export.
-`decoder` trains the decoder alone: the encoder's bits, which the transformer has learned, stay.
+Each command is one stage and goes on from what the run's folder holds; `all` does everything from nothing, and after an
+interruption what is left. `restore` puts an exported model into a fresh run folder, to train on from there: restore,
+encode, transformer, export. `decoder` trains the decoder alone: the encoder's bits, which the transformer has learned,
+stay.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import logging
 import math
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from tqdm import tqdm
 
 from skipvar.engine.sampler import SamplingRules
 from skipvar.engine.trials import Trial, make_trials
+from skipvar.errors import InputError, SkipvarError
 from skipvar.model.pipeline import EMBEDDED_FOLDER, Pipeline, load_folder
 from skipvar.quality.similarity import ssim
 from skipvar.report.sheet import Picture, draw_sheet
@@ -30,20 +33,28 @@ from skipvar.training.data import LAYOUT_SIDES, NAME_PACKAGE, PICTURE_PACKAGE, P
 from skipvar.training.evaluate import Judge, Prompt, make_prompts, measure_fidelity
 from skipvar.training.export import export, load_exported_autoencoder, restore
 from skipvar.training.latents import encode_latents
-from skipvar.training.recipe import EvaluationRecipe, Recipe
+from skipvar.training.recipe import EvaluationRecipe, RateSchedule, Recipe
 from skipvar.training.transformer import train_transformer
 from skipvar.training.vae import measure_psnr, train_vae
 from skipvar.types import Request
 
 SHEET_IMAGES = 24
+TRAINING = ("vae", "decoder", "transformer")
+NEED_PICTURES = ("vae", "decoder", "encode", "evaluate")
 EVALUATED = ("base", "skip_1", "skip_2", "skip_3")
 
 
 def fetch_data(folders: Folders) -> None:
     """Puts the two npm packages into the packages folder, unless they are there."""
     folders.packages.mkdir(parents=True, exist_ok=True)
-    if len(list(folders.packages.glob("*.tgz"))) < 2:
+    if len(list(folders.packages.glob("*.tgz"))) >= 2:
+        return
+    try:
         subprocess.run(["npm", "pack", PICTURE_PACKAGE, NAME_PACKAGE], cwd=folders.packages, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(
+            f"{folders.packages}: `npm pack {PICTURE_PACKAGE} {NAME_PACKAGE}` must be run there ({error})"
+        ) from error
 
 
 def evaluate(recipe: Recipe, folders: Folders, model: Path) -> None:
@@ -101,7 +112,7 @@ def _measure_skipping(trials: list[Trial], prompts: list[Prompt], settings: Eval
     """SSIM to base of each skip strategy, over all and by layout, and its rank correlation with the probe."""
     base = np.stack([trial.pixels["base"] for trial in trials])
     by_strategy = {name: ssim(np.stack([trial.pixels[name] for trial in trials]), base) for name in EVALUATED}
-    skipping = np.stack([by_strategy[name] for name in EVALUATED[1:]])
+    skipping = np.stack([by_strategy[name] for name in EVALUATED[1:]]).astype(np.float64)
     layouts = np.array([prompt.combination.layout_index for prompt in prompts])
     result: dict[str, object] = {"ssim_skip": skipping.mean(axis=1).round(4).tolist()}
     for index in np.unique(layouts):
@@ -118,7 +129,7 @@ def _measure_skipping(trials: list[Trial], prompts: list[Prompt], settings: Eval
     return result
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = ["data", "vae", "decoder", "encode", "transformer", "export", "restore", "evaluate", "all"]
     parser.add_argument("command", choices=commands)
@@ -133,19 +144,12 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, help="evaluate so many prompts only")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.command not in TRAINING and (args.steps or args.decay_steps or args.minutes < math.inf):
+        parser.error(f"--steps, --decay-steps and --minutes belong to {', '.join(TRAINING)}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     folders = Folders(packages=args.packages, run=args.run)
     folders.run.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(seed=args.seed)
-    if args.prompts:
-        recipe = replace(recipe, evaluation=replace(recipe.evaluation, num_prompts=args.prompts))
-    changes = {"num_steps": args.steps, "decay_steps": args.decay_steps}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if changes and args.command == "transformer":
-        schedule = replace(recipe.transformer.schedule, **changes)
-        recipe = replace(recipe, transformer=replace(recipe.transformer, schedule=schedule))
-    elif changes:
-        recipe = replace(recipe, vae=replace(recipe.vae, schedule=replace(recipe.vae.schedule, **changes)))
+    recipe = _recipe(args)
     stages = {
         "data": lambda: fetch_data(folders),
         "vae": lambda: train_vae(recipe, folders, args.minutes, args.processes),
@@ -158,9 +162,32 @@ def main() -> None:
         "decoder": lambda: train_vae(recipe, folders, args.minutes, args.processes, decoder_only=True),
         "restore": lambda: restore(folders, args.model),
     }
-    for name in stages if args.command == "all" else [args.command]:
-        (stages | others)[name]()
+    try:
+        for name in stages if args.command == "all" else [args.command]:
+            if name in NEED_PICTURES:
+                fetch_data(folders)
+            (stages | others)[name]()
+    except SkipvarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """The repository's, with what the command line changes."""
+    recipe = Recipe(seed=args.seed)
+    if args.prompts:
+        recipe = replace(recipe, evaluation=replace(recipe.evaluation, num_prompts=args.prompts))
+    part = recipe.transformer if args.command == "transformer" else recipe.vae
+    schedule = RateSchedule(
+        num_steps=args.steps or part.schedule.num_steps,
+        warmup_steps=part.schedule.warmup_steps,
+        decay_steps=args.decay_steps or part.schedule.decay_steps,
+    )
+    if args.command == "transformer":
+        return replace(recipe, transformer=replace(recipe.transformer, schedule=schedule))
+    return replace(recipe, vae=replace(recipe.vae, schedule=schedule))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

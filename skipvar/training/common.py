@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from skipvar.errors import InputError
 from skipvar.model.pipeline import resolve_dtype
 from skipvar.training.recipe import RateSchedule
 
@@ -121,7 +122,14 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
+def require(path: Path) -> None:
+    """Raises `InputError` where an earlier stage has not been run."""
+    if not path.exists():
+        raise InputError(f"{path} is not there: run the stage that makes it first (jobs/train_emoji.py --help)")
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
+    require(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

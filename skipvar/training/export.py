@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import T5EncoderModel
 
+from skipvar.errors import InputError
 from skipvar.model.pipeline import write_config
 from skipvar.training.common import Folders, load_checkpoint, save_checkpoint
 from skipvar.training.data import BACKGROUNDS, NAME_PACKAGE, PICTURE_PACKAGE
@@ -50,7 +51,7 @@ def restore(folders: Folders, source: Path) -> None:
     """Makes an exported folder the checkpoints of a run, to train on from there; refuses to overwrite any."""
     for path in (vae_checkpoint(folders), transformer_checkpoint(folders)):
         if path.exists():
-            raise FileExistsError(f"{path} is there: restoring would overwrite a run")
+            raise InputError(f"{path} is there: restoring would overwrite a run; move it away first")
     record = json.loads((source / "training.json").read_text())
     text_encoder = T5EncoderModel.from_pretrained(source / "text_encoder", local_files_only=True)
     weights = {f"transformer.{name}": w for name, w in load_file(source / "transformer.safetensors").items()}

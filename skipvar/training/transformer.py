@@ -18,7 +18,7 @@ from skipvar.model.attention import TextLayout
 from skipvar.model.bsq import next_input, quantize, running_sums
 from skipvar.model.rope import rope_table
 from skipvar.model.transformer import TextState, Transformer, block_causal_mask
-from skipvar.training.common import Ema, Folders, append_log, autocast, load_checkpoint, save_checkpoint, train
+from skipvar.training.common import Ema, Folders, append_log, autocast, load_checkpoint, require, save_checkpoint, train
 from skipvar.training.data import captions, split_combinations
 from skipvar.training.latents import latents_path
 from skipvar.training.muon import Optimizer
@@ -246,6 +246,7 @@ def train_transformer(
     recipe: Recipe, folders: Folders, minutes: float, num_processes: int = 1, is_compiled: bool = True
 ) -> None:
     """Trains to the end of the recipe's schedule, or for `minutes`; goes on from the checkpoint if there is one."""
+    require(latents_path(folders))
     run_peers(num_processes, partial(_train, recipe, folders, minutes, is_compiled))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from jobs import train_emoji
 from skipvar.engine.sampler import SamplingRules, Step, WorkingBatch, generate_one, run_scales, start_image
+from skipvar.errors import InputError
 from skipvar.model.bsq import next_input, quantize, running_sums
 from skipvar.model.kv_cache import KeyValueCache
 from skipvar.model.pipeline import Pipeline, load_folder
@@ -200,7 +201,7 @@ def test_restores_a_run_from_the_exported_folder(folders: Folders, exported: Pat
     vae.restore()
     for a, b in zip(load_exported_autoencoder(exported).parameters(), vae.model.parameters(), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(FileExistsError, match="overwrite"):
+    with pytest.raises(InputError, match="overwrite"):
         restore(again, exported)
 
 
@@ -280,3 +281,14 @@ def test_processes_average_their_gradients_and_hear_the_leader() -> None:
 def _fail_in_rank_one(peers: Peers) -> None:
     if peers.rank == 1:
         raise ValueError("peers of rank 1 fail")
+
+
+def test_a_stage_before_its_turn_is_told_in_one_sentence(
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["encode", "--packages", str(folders.packages), "--run", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["train_emoji", *arguments])
+    assert train_emoji.main() == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/vae.pt is not there: run the stage that makes it first (jobs/train_emoji.py --help)\n"
+    )
