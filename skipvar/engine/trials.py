@@ -1,4 +1,4 @@
-"""Trials: one image made under every strategy from one prefix, the raw material of calibration."""
+"""Trials: one image made under several strategies from one prefix, the raw material of calibration."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def make_trials(
     batch_size: int,
     strategies: Sequence[str] = STRATEGY_NAMES,
 ) -> Iterator[Trial]:
-    """Makes trials of requests that share one aspect ratio, a batch at a time.
+    """Makes trials of requests that share one aspect ratio under these strategies, a batch at a time.
 
     Raises `ValueError` where the schedule is too short for a decision.
     """

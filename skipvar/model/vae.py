@@ -5,7 +5,6 @@
 
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -124,8 +123,3 @@ class Encoder(nn.Module):
         for block in self.mid:
             x = block(x)
         return self.conv_out(F.silu(self.norm_out(x)))
-
-    @torch.no_grad()
-    def encode(self, image: Tensor) -> Tensor:
-        """`forward` without gradients."""
-        return self(image)

@@ -1,35 +1,19 @@
-"""What both trainings share: the loop, EMA, checkpoints, the log, sample sheets."""
+"""What both trainings share: the loop, EMA, checkpoints, the log."""
 
 import json
 import logging
-import math
 import time
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from skipvar.errors import InputError
-from skipvar.model.pipeline import resolve_dtype
 from skipvar.training.recipe import RateSchedule
 
 logger = logging.getLogger(__name__)
-
-
-@cache
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where this processor multiplies faster in it, else float32; measured once in a process."""
-    return resolve_dtype("auto", torch.device("cpu"))
-
-
-def autocast() -> torch.autocast:
-    """The precision that all training and encoding runs in."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype() is torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,53 +23,51 @@ class Folders:
     packages: Path
     """The two `npm pack` archives."""
     run: Path
-    """Checkpoints, latents, logs, sample sheets."""
+    """Checkpoints, latents, logs."""
 
 
 class Trainer(Protocol):
     """A network on its way: what `train` needs of it."""
 
     step: int
+    first_cold_step: int
+    """Where the optimizer's moments started from nothing."""
 
     def train_step(self, factor: float, seconds_left: float) -> float:
         """One step at `factor` of the learning rates; returns the leading process's `seconds_left`."""
 
-    def restore(self) -> bool:
-        """Goes on from the run's checkpoint; False if there is none, or none of the optimizer: then warm up."""
-
-    def save(self) -> None: ...
+    def restore(self) -> None:
+        """Goes on from the run's checkpoint, if there is one."""
 
     def report(self) -> None: ...
+
+    def save(self) -> None: ...
 
 
 def train(trainer: Trainer, schedule: RateSchedule, minutes: float, checkpoint_seconds: float, is_leader: bool) -> None:
     """Trains up to the schedule's last step, or for `minutes`; the same command again goes on from there.
 
-    What a step does depends on the seed and its number alone, so an interruption changes nothing.
+    With the same number of processes and the same precision an interruption changes nothing: what a step does depends
+    on its number and what was saved.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    is_warm = trainer.restore()
+    trainer.restore()
     if trainer.step >= schedule.num_steps:
         logger.info("step %d of %d: nothing left to train", trainer.step, schedule.num_steps)
-        return
-    first_cold_step = 0 if is_warm else trainer.step
     end, last_saved = time.monotonic() + 60 * minutes, time.monotonic()
-    seconds_left = math.inf
-    while trainer.step < schedule.num_steps and seconds_left > 0:
-        factor = rate_factor(schedule, trainer.step, first_cold_step)
+    is_over = trainer.step >= schedule.num_steps
+    while not is_over:
+        factor = rate_factor(schedule, trainer.step, trainer.first_cold_step)
         # The clock that counts is the leader's: every process hears it in the same step.
         seconds_left = trainer.train_step(factor, end - time.monotonic())
-        if is_leader and time.monotonic() - last_saved > checkpoint_seconds:
-            trainer.save()
+        is_over = trainer.step >= schedule.num_steps or seconds_left <= 0
+        if is_leader and (is_over or time.monotonic() - last_saved > checkpoint_seconds):
             trainer.report()
+            trainer.save()
             last_saved = time.monotonic()
-    if is_leader:
-        trainer.save()
-        trainer.report()
 
 
-def rate_factor(schedule: RateSchedule, step: int, first_cold_step: int = 0) -> float:
-    """Multiplier of the learning rates at a step; the optimizer's moments start from nothing at `first_cold_step`."""
+def rate_factor(schedule: RateSchedule, step: int, first_cold_step: int) -> float:
+    """Multiplier of the learning rates at a step."""
     warmup = min(1.0, (step - first_cold_step + 1) / schedule.warmup_steps)
     return warmup * min(1.0, (schedule.num_steps - step) / schedule.decay_steps)
 
@@ -122,14 +104,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def require(path: Path) -> None:
-    """Raises `InputError` where an earlier stage has not been run."""
+def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
+    """Raises `InputError` where `stage` of jobs/train_emoji.py has not made it yet."""
     if not path.exists():
-        raise InputError(f"{path} is not there: run the stage that makes it first (jobs/train_emoji.py --help)")
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    require(path)
+        raise InputError(f"{path} is not there: `python -m jobs.train_emoji {stage}` makes it")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -139,15 +117,3 @@ def append_log(path: Path, record: dict[str, Any]) -> None:
     logger.info("%s", line)
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
-
-
-def save_sheet(path: Path, images: Tensor, columns: int) -> None:
-    """Images `(N, 3, H, W)` in [-1, 1] as one PNG, row by row, 2 pixels apart."""
-    count, _, height, width = images.shape
-    rows = -(-count // columns)
-    sheet = np.full((rows * (height + 2), columns * (width + 2), 3), 255, np.uint8)
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    for i, image in enumerate(pixels):
-        top, left = i // columns * (height + 2), i % columns * (width + 2)
-        sheet[top : top + height, left : left + width] = image
-    Image.fromarray(sheet).save(path)

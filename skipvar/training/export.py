@@ -1,10 +1,12 @@
 """Writes the trained model as a folder that the pipeline loads, small enough for the repository, and reads it back.
 
-The folder also holds all that a later stretch needs: the encoder, and `training.json`. Weights are the averaged ones in
-half precision; the optimizers' moments are not kept, a stretch that starts from the folder warms up again.
+The folder also holds all that more training needs: the encoder, and `training.json`. Weights are the averaged ones in
+half precision; the optimizers' moments are not kept: training that goes on from the folder warms up again.
 """
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +16,41 @@ from transformers import T5EncoderModel
 
 from skipvar.errors import InputError
 from skipvar.model.pipeline import write_config
-from skipvar.training.common import Folders, load_checkpoint, save_checkpoint
+from skipvar.training.common import Folders, append_log, load_checkpoint, save_checkpoint
 from skipvar.training.data import BACKGROUNDS, NAME_PACKAGE, PICTURE_PACKAGE
 from skipvar.training.objects import OBJECTS
 from skipvar.training.recipe import MODEL, Recipe
 from skipvar.training.text import build_tokenizer, save_text_encoder
+from skipvar.training.transformer import check_encoder, load_text_to_bits
 from skipvar.training.transformer import checkpoint_path as transformer_checkpoint
-from skipvar.training.transformer import load_text_to_bits
-from skipvar.training.vae import Autoencoder, load_autoencoder
+from skipvar.training.vae import Autoencoder, encoder_sha256, load_autoencoder
 from skipvar.training.vae import checkpoint_path as vae_checkpoint
 
 MAX_BYTES = 30_000_000
 
 
 def export(recipe: Recipe, folders: Folders, destination: Path) -> None:
-    """Writes config.json, transformer.safetensors, vae.safetensors, text_encoder/, training.json, README.md."""
-    destination.mkdir(parents=True, exist_ok=True)
-    write_config(MODEL, destination / "config.json")
-    save_file(_half(dict(load_autoencoder(folders).named_parameters())), destination / "vae.safetensors")
-    model = load_text_to_bits(recipe, folders)
-    save_file(_half(dict(model.transformer.named_parameters())), destination / "transformer.safetensors")
-    save_text_encoder(model.text_encoder, build_tokenizer(), destination / "text_encoder")
+    """Writes config.json, transformer.safetensors, vae.safetensors, text_encoder/, training.json, README.md.
+
+    Raises `InputError` where a stage is missing or does not fit the others; the destination changes only when all else
+    has gone well.
+    """
+    check_encoder(folders)
+    autoencoder, model = load_autoencoder(folders), load_text_to_bits(recipe, folders)
     record = _training_record(recipe, folders)
-    (destination / "training.json").write_text(json.dumps(record, indent=1) + "\n")
-    (destination / "README.md").write_text(model_card(recipe, record))
-    size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
-    if size > MAX_BYTES:
-        raise ValueError(f"{destination} holds {size} bytes, {MAX_BYTES} are allowed")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent) as temporary:
+        folder = Path(temporary)
+        write_config(MODEL, folder / "config.json")
+        save_file(_half(dict(autoencoder.named_parameters())), folder / "vae.safetensors")
+        save_file(_half(dict(model.transformer.named_parameters())), folder / "transformer.safetensors")
+        save_text_encoder(model.text_encoder, build_tokenizer(), folder / "text_encoder")
+        (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+        (folder / "README.md").write_text(model_card(recipe, record))
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        if size > MAX_BYTES:
+            raise ValueError(f"the model has {size} bytes, {MAX_BYTES} are allowed")
+        shutil.copytree(folder, destination, dirs_exist_ok=True)
 
 
 def _half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -52,34 +62,43 @@ def restore(folders: Folders, source: Path) -> None:
     for path in (vae_checkpoint(folders), transformer_checkpoint(folders)):
         if path.exists():
             raise InputError(f"{path} is there: restoring would overwrite a run; move it away first")
+    autoencoder = load_exported_autoencoder(source)
     record = json.loads((source / "training.json").read_text())
+    for name in ("vae", "transformer"):
+        append_log(folders.run / f"{name}_log.jsonl", record[name])
     text_encoder = T5EncoderModel.from_pretrained(source / "text_encoder", local_files_only=True)
     weights = {f"transformer.{name}": w for name, w in load_file(source / "transformer.safetensors").items()}
     weights |= {f"text_encoder.{name}": w for name, w in text_encoder.named_parameters()}
-    _save_restored(transformer_checkpoint(folders), weights, record["transformer"])
-    _save_restored(vae_checkpoint(folders), load_file(source / "vae.safetensors"), record["vae"])
+    facts = {"num_samples": record["transformer"]["num_samples"]}
+    facts["encoder_sha256"] = encoder_sha256(autoencoder.encoder)
+    _save_restored(vae_checkpoint(folders), autoencoder.state_dict(), {"step": record["vae"]["step"]})
+    _save_restored(transformer_checkpoint(folders), weights, {"step": record["transformer"]["step"], **facts})
 
 
 def load_exported_autoencoder(source: Path) -> Autoencoder:
-    """Encoder and decoder of an exported folder, in float32."""
+    """Encoder and decoder of an exported folder, in float32. Raises `InputError` where there is none."""
+    path = source / "vae.safetensors"
+    if not path.is_file():
+        raise InputError(f"{path} is not there: {source} is not a folder that `jobs.train_emoji export` wrote")
     model = Autoencoder()
-    model.load_state_dict(load_file(source / "vae.safetensors"))
+    model.load_state_dict(load_file(path))
     return model.eval()
 
 
-def _save_restored(path: Path, weights: dict[str, Tensor], record: dict[str, Any]) -> None:
+def _save_restored(path: Path, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """A checkpoint without an optimizer's moments, which start anew from its step."""
     weights = {name: weight.detach().float() for name, weight in weights.items()}
-    state = {"model": weights, "ema": {"weights": weights, "num_updates": record["step"]}, "optimizer": None}
-    save_checkpoint(path, {**state, "step": record["step"], "num_samples": record.get("num_samples", {})})
+    ema = {"weights": weights, "num_updates": facts["step"]}
+    save_checkpoint(path, {"model": weights, "ema": ema, "optimizer": None, "first_cold_step": facts["step"], **facts})
 
 
 def _training_record(recipe: Recipe, folders: Folders) -> dict[str, Any]:
     """Steps, samples and last losses of both networks."""
-    transformer = load_checkpoint(transformer_checkpoint(folders))
+    transformer = load_checkpoint(transformer_checkpoint(folders), "transformer")
     record: dict[str, Any] = {
         "seed": recipe.seed,
         "transformer": {"step": transformer["step"], "num_samples": transformer["num_samples"]},
-        "vae": {"step": load_checkpoint(vae_checkpoint(folders))["step"]},
+        "vae": {"step": load_checkpoint(vae_checkpoint(folders), "vae")["step"]},
     }
     for name, kinds in (("vae", ("psnr_1", "psnr_4", "psnr_9")), ("transformer", ("coarse", "early", "full"))):
         log = folders.run / f"{name}_log.jsonl"

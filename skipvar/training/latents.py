@@ -2,14 +2,16 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from skipvar.training.common import Folders, autocast, save_checkpoint
+from skipvar.training.common import Folders, load_checkpoint, save_checkpoint
 from skipvar.training.data import Pictures, split_combinations
+from skipvar.training.parallel import autocast, fast_dtype
 from skipvar.training.recipe import Recipe
-from skipvar.training.vae import load_autoencoder
+from skipvar.training.vae import encoder_sha256, load_autoencoder
 
 logger = logging.getLogger(__name__)
 
@@ -20,20 +22,32 @@ def latents_path(folders: Folders) -> Path:
 
 @torch.no_grad()
 def encode_latents(recipe: Recipe, folders: Folders, batch_size: int = 32) -> None:
-    """Writes float16 latents `(training combinations, 2, dv, h, w)`: as is, mirrored; order of `split_combinations`."""
+    """Writes float16 latents `(training combinations, 2, dv, h, w)`: as is, mirrored; order of `split_combinations`.
+
+    Nothing to do where the file holds those of this encoder.
+    """
     encoder = load_autoencoder(folders).encoder
+    sha256 = encoder_sha256(encoder)
+    if latents_path(folders).exists() and load_latents(folders)["encoder_sha256"] == sha256:
+        return
     pictures = Pictures(folders.packages, recipe.image_side)
     training, _ = split_combinations(recipe)
+    dtype = fast_dtype()
     parts: list[Tensor] = []
     for start in range(0, len(training), batch_size):
         chosen = training[start : start + batch_size]
         # As in the autoencoder's own training: it has learned to live with that rounding.
-        with autocast():
+        with autocast(dtype):
             both = [
-                encoder.encode(pictures.compose(chosen, torch.full((len(chosen),), is_mirrored)))
+                encoder(pictures.compose(chosen, torch.full((len(chosen),), is_mirrored)))
                 for is_mirrored in (False, True)
             ]
         parts.append(torch.stack(both, dim=1).half())
     latents = torch.cat(parts)
     logger.info("latents %s, standard deviation %.3f", tuple(latents.shape), float(latents.float().std()))
-    save_checkpoint(latents_path(folders), {"latents": latents})
+    save_checkpoint(latents_path(folders), {"latents": latents, "encoder_sha256": sha256})
+
+
+def load_latents(folders: Folders) -> dict[str, Any]:
+    """`latents`, and `encoder_sha256` of the encoder that made them."""
+    return load_checkpoint(latents_path(folders), "encode")

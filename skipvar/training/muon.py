@@ -7,17 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipvar.training.common import fast_dtype
 from skipvar.training.recipe import OptimizerRecipe
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's quintic iteration (K. Jordan, 2024): singular values end near one, fast rather than exact."""
 
 
-def orthogonalize(matrices: Tensor, num_steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly, of a stack `(N, rows, columns)`; float32, or faster."""
+def orthogonalize(matrices: Tensor, dtype: torch.dtype, num_steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrices, roughly, of a stack `(N, rows, columns)`; computed in `dtype`."""
     a, b, c = _NEWTON_SCHULZ
-    x = matrices.to(fast_dtype())
+    x = matrices.to(dtype)
     is_tall = x.shape[1] > x.shape[2]
     if is_tall:
         x = x.mT
@@ -35,8 +34,9 @@ class Muon:
     is treated as `m` square ones.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], momentum: float, weight_decay: float) -> None:
+    def __init__(self, matrices: list[nn.Parameter], momentum: float, weight_decay: float, dtype: torch.dtype) -> None:
         self.matrices = matrices
+        self._dtype = dtype
         self._momentum = momentum
         self._weight_decay = weight_decay
         self.buffers = [torch.zeros_like(p) for p in matrices]
@@ -61,7 +61,9 @@ class Muon:
             # 0.2 * sqrt(longer side) gives an update the size that AdamW's would have (Moonlight, arXiv 2502.16982).
             scale = rate * 0.2 * max(shape) ** 0.5
             torch._foreach_mul_(targets[shape], 1 - rate * self._weight_decay)
-            torch._foreach_add_(targets[shape], list(orthogonalize(torch.stack(pieces)).unbind()), alpha=-scale)
+            torch._foreach_add_(
+                targets[shape], list(orthogonalize(torch.stack(pieces), self._dtype).unbind()), alpha=-scale
+            )
 
 
 class Optimizer:
@@ -72,12 +74,14 @@ class Optimizer:
         parameters: Iterable[nn.Parameter],
         matrices: Iterable[nn.Parameter],
         recipe: OptimizerRecipe,
+        dtype: torch.dtype,
         rates: Mapping[nn.Parameter, float] | None = None,
     ) -> None:
-        """`matrices` are those of `parameters` that Muon takes; `rates` are AdamW rates other than the recipe's."""
+        """`matrices` are those of `parameters` that Muon takes, computing in `dtype`; `rates` are AdamW rates other
+        than the recipe's."""
         self._recipe = recipe
         self._parameters = list(parameters)
-        self._muon = Muon(list(matrices), recipe.muon_momentum, recipe.weight_decay)
+        self._muon = Muon(list(matrices), recipe.muon_momentum, recipe.weight_decay, dtype)
         chosen = {id(p) for p in self._muon.matrices} | {id(p) for p in rates or {}}
         usual = [p for p in self._parameters if id(p) not in chosen]
         special = [{"params": [p], "lr": rate} for p, rate in (rates or {}).items()]

@@ -5,7 +5,7 @@ sets the pace; threads over parts of a batch wait for the interpreter's lock, wh
 wait once a step.
 """
 
-import os
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,17 +15,24 @@ import torch.distributed
 import torch.multiprocessing
 from torch import nn
 
+from skipvar.model.pipeline import resolve_dtype
+
+LOG_FORMAT = "%(asctime)s %(name)s %(message)s"
+
 
 class Peers:
     """The processes of a run: equal models, different batches. Rank 0 leads: it saves, reports and keeps the clock."""
 
-    def __init__(self, rank: int = 0, count: int = 1) -> None:
-        self.rank, self.count = rank, count
-        self._parent = os.getppid()
+    def __init__(self, rank: int = 0, count: int = 1, dtype: torch.dtype = torch.float32) -> None:
+        self.rank, self.count, self.dtype = rank, count, dtype
 
     @property
     def is_leader(self) -> bool:
         return self.rank == 0
+
+    def autocast(self) -> torch.autocast:
+        """The precision that all processes train in."""
+        return autocast(self.dtype)
 
     def generator(self, seed: int, step: int) -> torch.Generator:
         """This process's random stream for a step: the same whether or not the run was interrupted before."""
@@ -35,7 +42,8 @@ class Peers:
         """Makes every gradient the mean over the processes, the same bits in each; returns the leader's `message`."""
         if self.count == 1:
             return message
-        if os.getppid() != self._parent:
+        parent = torch.multiprocessing.parent_process()
+        if parent is None or not parent.is_alive():
             raise SystemExit("the training job is gone")  # killed; its processes must not go on writing checkpoints
         gradients = [p.grad for p in parameters if p.grad is not None]
         assert len(gradients) == len(parameters)
@@ -48,17 +56,28 @@ class Peers:
         return float(received)
 
 
+def autocast(dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16)
+
+
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where this processor multiplies faster in it, else float32: measured."""
+    return resolve_dtype("auto", torch.device("cpu"))
+
+
 def run_peers(count: int, work: Callable[[Peers], None]) -> None:
     """Runs `work` (picklable) in `count` processes and waits; one that fails ends all."""
+    dtype = fast_dtype()  # once, for all: in two precisions their weights would drift apart
     if count == 1:
-        work(Peers())
+        work(Peers(dtype=dtype))
         return
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_start, args=(count, Path(folder) / "meet", work), nprocs=count)
+        torch.multiprocessing.spawn(_start, args=(count, dtype, Path(folder) / "meet", work), nprocs=count)
 
 
-def _start(rank: int, count: int, meeting_point: Path, work: Callable[[Peers], None]) -> None:
+def _start(rank: int, count: int, dtype: torch.dtype, meeting_point: Path, work: Callable[[Peers], None]) -> None:
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=count)
-    work(Peers(rank, count))
+    work(Peers(rank, count, dtype))
     torch.distributed.destroy_process_group()

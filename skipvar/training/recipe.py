@@ -8,7 +8,6 @@ from skipvar.model.schedules import find_schedule
 SCHEDULE = find_schedule(MODEL.schedules, aspect_ratio=1.0, size=None)
 GRIDS = SCHEDULE.grids
 NUM_SCALES = len(GRIDS)
-DECISION_SCALE = NUM_SCALES - 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast
 
+from skipvar.errors import InputError
 from skipvar.model.attention import TextLayout
 from skipvar.model.bsq import next_input, quantize, running_sums
 from skipvar.model.rope import rope_table
 from skipvar.model.transformer import TextState, Transformer, block_causal_mask
-from skipvar.training.common import Ema, Folders, append_log, autocast, load_checkpoint, require, save_checkpoint, train
+from skipvar.training.common import Ema, Folders, append_log, load_checkpoint, save_checkpoint, train
 from skipvar.training.data import captions, split_combinations
-from skipvar.training.latents import latents_path
+from skipvar.training.latents import latents_path, load_latents
 from skipvar.training.muon import Optimizer
 from skipvar.training.parallel import Peers, run_peers
 from skipvar.training.recipe import GRIDS, MODEL, SCHEDULE, Recipe, StepKind
 from skipvar.training.text import CaptionTokens, build_text_encoder, build_tokenizer, encode_captions
+from skipvar.training.vae import encoder_sha256, load_autoencoder
 
 _SHORT = 256
 """Tokens below which attention is computed by plain products."""
@@ -70,7 +72,9 @@ class BatchSource:
 
     def __init__(self, recipe: Recipe, folders: Folders, tokens: CaptionTokens) -> None:
         self._recipe = recipe.transformer
-        self._latents = load_checkpoint(latents_path(folders))["latents"]
+        stored = load_latents(folders)
+        self._latents = stored["latents"]
+        self.encoder_sha256: str = stored["encoder_sha256"]
         self._training, _ = split_combinations(recipe)
         self._tokens = tokens
 
@@ -152,11 +156,24 @@ def checkpoint_path(folders: Folders) -> Path:
 def load_text_to_bits(recipe: Recipe, folders: Folders) -> TextToBits:
     """The trained model (EMA weights), ready for evaluation."""
     model = TextToBits(recipe, build_tokenizer())
-    _load_averaged(model, load_checkpoint(checkpoint_path(folders))["ema"]["weights"])
+    _load_weights(model, load_checkpoint(checkpoint_path(folders), "transformer")["ema"]["weights"])
     return model.eval()
 
 
-def _load_averaged(model: TextToBits, weights: dict[str, Tensor]) -> None:
+def check_encoder(folders: Folders) -> None:
+    """Raises `InputError` where latents or transformer belong to another encoder than the autoencoder's."""
+    sha256 = encoder_sha256(load_autoencoder(folders).encoder)
+    if load_latents(folders)["encoder_sha256"] != sha256:
+        raise InputError(
+            f"{latents_path(folders)} was made by another encoder than vae.pt's: `python -m jobs.train_emoji encode` "
+            "makes it anew"
+        )
+    path = checkpoint_path(folders)
+    if path.exists() and load_checkpoint(path, "transformer")["encoder_sha256"] != sha256:
+        raise InputError(f"{path} has learned the bits of another encoder than vae.pt's: move one of them away")
+
+
+def _load_weights(model: TextToBits, weights: dict[str, Tensor]) -> None:
     own = dict(model.named_parameters())
     assert own.keys() == weights.keys()
     with torch.no_grad():
@@ -167,8 +184,8 @@ def _load_averaged(model: TextToBits, weights: dict[str, Tensor]) -> None:
 class Trainer:
     """The state of a run: weights, their average, optimizer, step; and what is needed to report on it."""
 
-    def __init__(self, recipe: Recipe, folders: Folders, is_compiled: bool, peers: Peers | None = None) -> None:
-        self.recipe, self.folders, self.peers = recipe, folders, peers or Peers()
+    def __init__(self, recipe: Recipe, folders: Folders, is_compiled: bool, peers: Peers) -> None:
+        self.recipe, self.folders, self.peers = recipe, folders, peers
         tokenizer = build_tokenizer()
         self.tokens = CaptionTokens(tokenizer)
         self.model = TextToBits(recipe, tokenizer)
@@ -177,23 +194,24 @@ class Trainer:
             self.model.parameters(),
             self.model.block_matrices(),
             recipe.transformer.optimizer,
+            peers.dtype,
             {embeddings: recipe.transformer.embedding_rate},
         )
         self.ema = Ema(self.model, recipe.transformer.ema_decay)
         self.source = BatchSource(recipe, folders, self.tokens)
         self.objective = Objective(self.model, self.tokens.max_length, is_compiled)
-        self.step = 0
+        self.step = self.first_cold_step = 0
         self.num_samples = {name: 0 for _, kinds in recipe.transformer.patterns for name in kinds}
         self._losses: dict[str, list[Tensor]] = defaultdict(list)
         self._seconds: dict[str, list[float]] = defaultdict(list)
 
-    def train_step(self, factor: float, seconds_left: float = 0.0) -> float:
+    def train_step(self, factor: float, seconds_left: float) -> float:
         """One batch of the kind whose turn it is; see `common.Trainer`."""
         started = time.monotonic()
         name = self.recipe.transformer.kind(self.step)
         kind: StepKind = getattr(self.recipe.transformer, name)
         generator = self.peers.generator(self.recipe.seed, self.step)
-        with autocast():
+        with self.peers.autocast():
             batch = self.source.draw(kind.num_scales, kind.batch_size // self.peers.count, generator)
             loss, scale_losses = self.objective(batch)
         loss.backward()
@@ -202,8 +220,9 @@ class Trainer:
         self.ema.update()
         self.step += 1
         self.num_samples[name] += kind.batch_size
-        self._losses[name].append(scale_losses)
-        self._seconds[name].append(time.monotonic() - started)
+        if self.peers.is_leader:
+            self._losses[name].append(scale_losses)
+            self._seconds[name].append(time.monotonic() - started)
         return seconds_left
 
     def save(self) -> None:
@@ -212,27 +231,27 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
             "step": self.step,
+            "first_cold_step": self.first_cold_step,
             "num_samples": self.num_samples,
+            "encoder_sha256": self.source.encoder_sha256,
         }
         save_checkpoint(checkpoint_path(self.folders), state)
 
-    def restore(self) -> bool:
+    def restore(self) -> None:
         """See `common.Trainer`."""
         if not checkpoint_path(self.folders).exists():
-            return False
-        state = load_checkpoint(checkpoint_path(self.folders))
-        _load_averaged(self.model, state["model"])
+            return
+        state = load_checkpoint(checkpoint_path(self.folders), "transformer")
+        _load_weights(self.model, state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.step = state["step"]
+        self.step, self.first_cold_step = state["step"], state["first_cold_step"]
         self.num_samples |= state["num_samples"]
         logger.info("going on from step %d", self.step)
-        if state["optimizer"] is None:
-            return False
-        self.optimizer.load_state_dict(state["optimizer"])
-        return True
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
 
     def report(self) -> None:
-        """Logs the mean cross-entropy of each scale since the last report, in steps of both kinds."""
+        """Logs the mean cross-entropy of each scale since the last report, by kind of step."""
         record: dict[str, Any] = {"step": self.step, "samples": dict(self.num_samples), "time": time.time()}
         for kind, losses in self._losses.items():
             record[kind] = [round(x, 4) for x in torch.stack(losses).mean(dim=0).tolist()]
@@ -242,11 +261,9 @@ class Trainer:
         self._seconds.clear()
 
 
-def train_transformer(
-    recipe: Recipe, folders: Folders, minutes: float, num_processes: int = 1, is_compiled: bool = True
-) -> None:
+def train_transformer(recipe: Recipe, folders: Folders, minutes: float, num_processes: int, is_compiled: bool) -> None:
     """Trains to the end of the recipe's schedule, or for `minutes`; goes on from the checkpoint if there is one."""
-    require(latents_path(folders))
+    check_encoder(folders)
     run_peers(num_processes, partial(_train, recipe, folders, minutes, is_compiled))
 
 

@@ -1,26 +1,20 @@
 """Training of the autoencoder: L1 + L2 + gradient L1 + commitment, straight-through through the multi-scale signs."""
 
+import hashlib
 import logging
 import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from skipvar.model.bsq import quantize, running_sums
 from skipvar.model.vae import Decoder, Encoder
-from skipvar.training.common import (
-    Ema,
-    Folders,
-    append_log,
-    autocast,
-    load_checkpoint,
-    save_checkpoint,
-    save_sheet,
-    train,
-)
+from skipvar.training.common import Ema, Folders, append_log, load_checkpoint, save_checkpoint, train
 from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations
 from skipvar.training.muon import Optimizer
 from skipvar.training.parallel import Peers, run_peers
@@ -55,35 +49,37 @@ def checkpoint_path(folders: Folders) -> Path:
 def load_autoencoder(folders: Folders) -> Autoencoder:
     """The trained autoencoder (EMA weights), ready for evaluation."""
     model = Autoencoder()
-    model.load_state_dict(load_checkpoint(checkpoint_path(folders))["ema"]["weights"])
+    model.load_state_dict(load_checkpoint(checkpoint_path(folders), "vae")["ema"]["weights"])
     return model.eval()
+
+
+def encoder_sha256(encoder: Encoder) -> str:
+    """Of its weights: latents, and a transformer that has learned their bits, belong to one encoder."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(encoder.named_parameters()):
+        digest.update(name.encode() + weight.detach().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Trainer:
     """The state of a run: weights, their average, optimizer, step; and what is needed to train and report on it."""
 
-    def __init__(
-        self, recipe: Recipe, folders: Folders, decoder_only: bool = False, peers: Peers | None = None
-    ) -> None:
-        self.folders, self.settings, self._decoder_only = folders, recipe.vae, decoder_only
-        self.peers, self._seed = peers or Peers(), recipe.seed
+    def __init__(self, recipe: Recipe, folders: Folders, peers: Peers) -> None:
+        self.folders, self.settings, self.peers, self._seed = folders, recipe.vae, peers, recipe.seed
         self.pictures = Pictures(folders.packages, recipe.image_side)
         self.training, self.held_out = split_combinations(recipe)
         torch.manual_seed(recipe.seed)
         self.model = Autoencoder()
-        self.model.encoder.requires_grad_(not decoder_only)
-        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self._trained = list(trained.values())
         # Muon takes the kernels of all convolutions but the first and last of each half.
-        inner = [p for name, p in trained.items() if p.ndim == 4 and ".conv_" not in name]
-        self.optimizer = Optimizer(trained.values(), inner, recipe.vae.optimizer)
+        inner = [p for name, p in self.model.named_parameters() if p.ndim == 4 and ".conv_" not in name]
+        self.optimizer = Optimizer(self.model.parameters(), inner, recipe.vae.optimizer, peers.dtype)
         self.ema = Ema(self.model, recipe.vae.ema_decay)
-        self.step = 0
+        self.step = self.first_cold_step = 0
         self._losses: list[Tensor] = []
         shares = torch.tensor(recipe.vae.layout_shares)
         self._chances = shares[[c.layout_index for c in self.training]]
 
-    def train_step(self, factor: float, seconds_left: float = 0.0) -> float:
+    def train_step(self, factor: float, seconds_left: float) -> float:
         """One batch of pictures; see `common.Trainer`."""
         generator = self.peers.generator(self._seed, self.step)
         size = self.settings.batch_size // self.peers.count
@@ -92,15 +88,16 @@ class Trainer:
         images = self.pictures.compose([self.training[i] for i in chosen], mirrored)
         truncated = torch.rand(size, generator=generator) < self.settings.truncated_share
         dropped = torch.randint(1, 4, (size,), generator=generator) * truncated
-        with autocast():
+        with self.peers.autocast():
             decoded, commitment = self.model(images, NUM_SCALES - dropped)
         reconstruction = reconstruction_loss(decoded, images, self.settings)
         (reconstruction + self.settings.commitment_weight * commitment).backward()
-        seconds_left = self.peers.average(self._trained, seconds_left)
+        seconds_left = self.peers.average(list(self.model.parameters()), seconds_left)
         self.optimizer.step(factor)
         self.ema.update()
         self.step += 1
-        self._losses.append(torch.stack([reconstruction.detach(), commitment.detach()]))
+        if self.peers.is_leader:
+            self._losses.append(torch.stack([reconstruction.detach(), commitment.detach()]))
         return seconds_left
 
     def save(self) -> None:
@@ -109,23 +106,21 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
             "step": self.step,
-            "decoder_only": self._decoder_only,
+            "first_cold_step": self.first_cold_step,
         }
         save_checkpoint(checkpoint_path(self.folders), state)
 
-    def restore(self) -> bool:
+    def restore(self) -> None:
         """See `common.Trainer`."""
         if not checkpoint_path(self.folders).exists():
-            return False
-        state = load_checkpoint(checkpoint_path(self.folders))
+            return
+        state = load_checkpoint(checkpoint_path(self.folders), "vae")
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.step = state["step"]
+        self.step, self.first_cold_step = state["step"], state["first_cold_step"]
         logger.info("going on from step %d", self.step)
-        if state["optimizer"] is None or state.get("decoder_only", False) != self._decoder_only:
-            return False  # no moments, or those of another set of weights
-        self.optimizer.load_state_dict(state["optimizer"])
-        return True
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
 
     @torch.no_grad()
     def report(self) -> None:
@@ -134,7 +129,7 @@ class Trainer:
         averaged.load_state_dict(self.ema.weights)
         averaged.eval()
         limit = self.settings.report_pictures
-        with autocast():
+        with self.peers.autocast():
             scores = {
                 f"psnr_{side * side}": measure_psnr(averaged, self.pictures, self.held_out, layout, limit)
                 for layout, side in enumerate(LAYOUT_SIDES)
@@ -142,26 +137,20 @@ class Trainer:
             shown = [c for layout in range(3) for c in of_layout(self.held_out, layout)[: min(4, limit)]]
             images = self.pictures.compose(shown, torch.zeros(len(shown), dtype=torch.bool))
             rows = [images] + [reconstruct(averaged, images, NUM_SCALES - dropped) for dropped in (0, 1, 3)]
-        save_sheet(self.folders.run / "vae_sheet.png", torch.cat(rows), columns=len(shown))
+        _save_sheet(self.folders.run / "vae_sheet.png", torch.cat(rows), columns=len(shown))
         loss, commitment = torch.stack(self._losses).mean(dim=0).tolist()
         self._losses.clear()
         record = {"step": self.step, "loss": loss, "commitment": commitment, "time": time.time(), **scores}
         append_log(self.folders.run / "vae_log.jsonl", record)
 
 
-def train_vae(
-    recipe: Recipe, folders: Folders, minutes: float, num_processes: int = 1, decoder_only: bool = False
-) -> None:
-    """Trains to the end of the recipe's schedule, or for `minutes`; goes on from the checkpoint if there is one.
-
-    Once a transformer has learned the encoder's bits they must stay as they are: `decoder_only` improves the pictures
-    made of them.
-    """
-    run_peers(num_processes, partial(_train, recipe, folders, minutes, decoder_only))
+def train_vae(recipe: Recipe, folders: Folders, minutes: float, num_processes: int) -> None:
+    """Trains to the end of the recipe's schedule, or for `minutes`; goes on from the checkpoint if there is one."""
+    run_peers(num_processes, partial(_train, recipe, folders, minutes))
 
 
-def _train(recipe: Recipe, folders: Folders, minutes: float, decoder_only: bool, peers: Peers) -> None:
-    trainer = Trainer(recipe, folders, decoder_only, peers)
+def _train(recipe: Recipe, folders: Folders, minutes: float, peers: Peers) -> None:
+    trainer = Trainer(recipe, folders, peers)
     train(trainer, recipe.vae.schedule, minutes, recipe.checkpoint_seconds, peers.is_leader)
 
 
@@ -178,6 +167,13 @@ def reconstruct(model: Autoencoder, images: Tensor, num_scales: int = NUM_SCALES
     """Images `(B, 3, H, W)` through the first `num_scales` scales and back, clamped."""
     parts = [model(part, torch.full((len(part),), num_scales))[0].clamp(-1, 1) for part in images.split(batch_size)]
     return torch.cat(parts)
+
+
+def _save_sheet(path: Path, images: Tensor, columns: int) -> None:
+    """Images `(N, 3, H, W)` in [-1, 1] as one PNG, row by row."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    rows = [np.concatenate(list(pixels[start : start + columns]), axis=1) for start in range(0, len(pixels), columns)]
+    Image.fromarray(np.concatenate(rows)).save(path)
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:

@@ -21,10 +21,10 @@ from skipvar.model.text_encoder import TextEncoder
 from skipvar.skip.strategy import Mode
 from skipvar.training import transformer as transformer_training
 from skipvar.training import vae as vae_training
-from skipvar.training.common import Folders, load_checkpoint, rate_factor, train
+from skipvar.training.common import Folders, rate_factor, train
 from skipvar.training.data import all_combinations, split_combinations
 from skipvar.training.export import export, load_exported_autoencoder, restore
-from skipvar.training.latents import encode_latents, latents_path
+from skipvar.training.latents import encode_latents, load_latents
 from skipvar.training.parallel import Peers, run_peers
 from skipvar.training.recipe import (
     GRIDS,
@@ -56,15 +56,15 @@ RECIPE = Recipe(
 def folders(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """A run of two steps of each network."""
     folders = Folders(packages=packages, run=tmp_path_factory.mktemp("run"))
-    vae = vae_training.Trainer(RECIPE, folders)
+    vae = vae_training.Trainer(RECIPE, folders, Peers())
     for _ in range(2):
-        vae.train_step(factor=1.0)
+        vae.train_step(1.0, math.inf)
     vae.save()
     vae.report()
     encode_latents(RECIPE, folders)
-    trainer = transformer_training.Trainer(RECIPE, folders, is_compiled=False)
+    trainer = transformer_training.Trainer(RECIPE, folders, is_compiled=False, peers=Peers())
     for _ in range(2):
-        trainer.train_step(factor=1.0)
+        trainer.train_step(1.0, math.inf)
     trainer.save()
     trainer.report()
     return folders
@@ -78,7 +78,7 @@ def exported(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_latents_are_those_of_the_training_pictures(folders: Folders) -> None:
-    latents = load_checkpoint(latents_path(folders))["latents"]
+    latents = load_latents(folders)["latents"]
     assert latents.shape == (len(split_combinations(RECIPE)[0]), 2, 32, 16, 16)
     assert latents.dtype == torch.float16
     assert not torch.equal(latents[:, 0], latents[:, 1])
@@ -89,9 +89,9 @@ def test_batches_hold_what_generation_will_see(folders: Folders) -> None:
     recipe = Recipe(
         held_out_combinations=RECIPE.held_out_combinations, transformer=TransformerRecipe(max_flip_probability=0.0)
     )
-    trainer = transformer_training.Trainer(recipe, folders, is_compiled=False)
+    trainer = transformer_training.Trainer(recipe, folders, is_compiled=False, peers=Peers())
     batch = trainer.source.draw(NUM_SCALES, 2, torch.Generator().manual_seed(0))
-    latents = load_checkpoint(latents_path(folders))["latents"].flatten(0, 1).float()
+    latents = load_latents(folders)["latents"].flatten(0, 1).float()
 
     def agrees(latent: Tensor, row: int) -> bool:
         bits = quantize(latent[None], GRIDS).targets
@@ -109,13 +109,13 @@ def test_resumes_as_if_never_stopped(folders: Folders) -> None:
     """Two steps, stop, one step = three steps."""
 
     def one_more(trainer: transformer_training.Trainer) -> dict[str, Tensor]:
-        trainer.train_step(factor=1.0)
+        trainer.train_step(1.0, math.inf)
         return {name: p.detach() for name, p in trainer.model.named_parameters()}
 
-    whole = transformer_training.Trainer(RECIPE, folders, is_compiled=False)
+    whole = transformer_training.Trainer(RECIPE, folders, is_compiled=False, peers=Peers())
     for _ in range(2):
-        whole.train_step(factor=1.0)
-    resumed = transformer_training.Trainer(RECIPE, folders, is_compiled=False)
+        whole.train_step(1.0, math.inf)
+    resumed = transformer_training.Trainer(RECIPE, folders, is_compiled=False, peers=Peers())
     resumed.restore()
     assert (resumed.step, resumed.num_samples) == (2, {"early": 2, "full": 1})
     expected, found = one_more(whole), one_more(resumed)
@@ -125,7 +125,7 @@ def test_resumes_as_if_never_stopped(folders: Folders) -> None:
 def test_teacher_forcing_gives_the_logits_of_generation(folders: Folders, make_request: Callable[..., Request]) -> None:
     """All scales at once under the mask = scale by scale with a cache: what is trained is what is run."""
     model = transformer_training.load_text_to_bits(RECIPE, folders)
-    trainer = transformer_training.Trainer(RECIPE, folders, is_compiled=False)
+    trainer = transformer_training.Trainer(RECIPE, folders, is_compiled=False, peers=Peers())
     pipeline = Pipeline(
         config=MODEL,
         transformer=model.transformer.requires_grad_(False),
@@ -188,79 +188,127 @@ def test_evaluation_prints_one_document(
 
 
 def test_restores_a_run_from_the_exported_folder(folders: Folders, exported: Path, tmp_path: Path) -> None:
-    again = Folders(packages=folders.packages, run=tmp_path)
+    again = Folders(packages=folders.packages, run=tmp_path / "run")
+    again.run.mkdir()
     restore(again, exported)
-    shutil.copyfile(latents_path(folders), latents_path(again))
-    trainer = transformer_training.Trainer(RECIPE, again, is_compiled=False)
+    encode_latents(RECIPE, again)
+    trainer = transformer_training.Trainer(RECIPE, again, is_compiled=False, peers=Peers())
     trainer.restore()
-    assert trainer.step == 2
+    assert trainer.step == trainer.first_cold_step == 2
     original = transformer_training.load_text_to_bits(RECIPE, folders)
     for a, b in zip(original.parameters(), trainer.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
-    vae = vae_training.Trainer(RECIPE, again)
+    vae = vae_training.Trainer(RECIPE, again, Peers())
     vae.restore()
     for a, b in zip(load_exported_autoencoder(exported).parameters(), vae.model.parameters(), strict=True):
         assert torch.equal(a, b)
+    export(RECIPE, again, tmp_path / "model")
+    for name in ("transformer.safetensors", "vae.safetensors", "training.json", "README.md"):
+        assert (tmp_path / "model" / name).read_bytes() == (exported / name).read_bytes(), name
     with pytest.raises(InputError, match="overwrite"):
         restore(again, exported)
 
 
 def test_rates_warm_up_and_decay() -> None:
     schedule = RateSchedule(num_steps=1000, warmup_steps=100, decay_steps=200)
-    assert rate_factor(schedule, 0) == 0.01
-    assert rate_factor(schedule, 99) == rate_factor(schedule, 800) == 1
-    assert rate_factor(schedule, 900) == 0.5
-    assert rate_factor(schedule, 999) == 0.005
+    assert rate_factor(schedule, 0, 0) == 0.01
+    assert rate_factor(schedule, 99, 0) == rate_factor(schedule, 800, 0) == 1
+    assert rate_factor(schedule, 900, 0) == 0.5
+    assert rate_factor(schedule, 999, 0) == 0.005
     assert rate_factor(schedule, 510, first_cold_step=510) == 0.01
 
 
 class _CountingTrainer:
     """Takes ten seconds of its leader's time a step."""
 
-    def __init__(self, step: int, is_warm: bool) -> None:
-        self.step, self.is_warm, self.factors, self.num_saves = step, is_warm, list[float](), 0
+    def __init__(self, step: int) -> None:
+        self.step = self.first_cold_step = step
+        self.factors: list[float] = []
+        self.said: list[str] = []
 
     def train_step(self, factor: float, seconds_left: float) -> float:
         self.step += 1
         self.factors.append(factor)
         return seconds_left - 10 * len(self.factors)
 
-    def restore(self) -> bool:
-        return self.is_warm
-
-    def save(self) -> None:
-        self.num_saves += 1
+    def restore(self) -> None:
+        pass
 
     def report(self) -> None:
-        pass
+        self.said.append("report")
+
+    def save(self) -> None:
+        self.said.append("save")
 
 
 @pytest.mark.parametrize(("minutes", "steps"), [(math.inf, 6), (0.51, 4), (0.0, 1)])
 def test_trains_to_the_last_step_or_for_so_long(minutes: float, steps: int) -> None:
     schedule = RateSchedule(num_steps=10, warmup_steps=2, decay_steps=4)
-    trainer = _CountingTrainer(step=4, is_warm=False)
+    trainer = _CountingTrainer(step=4)
     train(trainer, schedule, minutes, checkpoint_seconds=100, is_leader=True)
     assert trainer.factors == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25][:steps]
-    assert trainer.num_saves == 1
+    assert trainer.said == ["report", "save"]
     trainer.step = 10
     train(trainer, schedule, minutes, checkpoint_seconds=100, is_leader=True)
-    assert trainer.num_saves == 1
+    assert len(trainer.factors) == steps
+
+
+def test_a_checkpoint_due_at_the_last_step_is_made_once() -> None:
+    trainer = _CountingTrainer(step=8)
+    schedule = RateSchedule(num_steps=10, warmup_steps=2, decay_steps=4)
+    train(trainer, schedule, math.inf, checkpoint_seconds=0, is_leader=True)
+    assert trainer.said == ["report", "save"] * 2
+
+
+def test_processes_stay_in_step_and_go_on_as_if_never_stopped(folders: Folders, tmp_path: Path) -> None:
+    """Three steps at once = one step, an end by the clock, and two more; the autoencoder's in two processes.
+
+    The second process goes on from what the first has saved: weights that had drifted apart would show.
+    """
+    runs = [Folders(packages=folders.packages, run=tmp_path / name) for name in ("whole", "stopped")]
+    recipe = replace(
+        RECIPE,
+        vae=replace(RECIPE.vae, batch_size=2, schedule=RateSchedule(num_steps=3, decay_steps=1)),
+        transformer=replace(
+            RECIPE.transformer,
+            full=StepKind(num_scales=2, batch_size=2),
+            schedule=RateSchedule(num_steps=3, decay_steps=1),
+        ),
+    )
+    for run, stops in zip(runs, ([math.inf], [0.0, math.inf]), strict=True):
+        run.run.mkdir()
+        for minutes in stops:
+            vae_training.train_vae(recipe, run, minutes, num_processes=2)
+        encode_latents(recipe, run)
+        for minutes in stops:
+            transformer_training.train_transformer(recipe, run, minutes, num_processes=1, is_compiled=False)
+    for name in ("vae.pt", "transformer.pt"):
+        whole, stopped = (torch.load(run.run / name) for run in runs)
+        assert whole["step"] == stopped["step"] == 3
+        assert all(torch.equal(w, stopped["model"][key]) for key, w in whole["model"].items()), name
+        assert all(torch.equal(w, stopped["ema"]["weights"][key]) for key, w in whole["ema"]["weights"].items()), name
+
+
+def test_refuses_parts_that_do_not_belong_together(folders: Folders, exported: Path, tmp_path: Path) -> None:
+    """A new encoder: neither its latents nor the transformer's weights fit it; what was exported stays."""
+    again = Folders(packages=folders.packages, run=tmp_path / "run")
+    shutil.copytree(folders.run, again.run)
+    vae = vae_training.Trainer(RECIPE, again, Peers())
+    vae.restore()
+    vae.train_step(1.0, math.inf)
+    vae.save()
+    before = (exported / "vae.safetensors").read_bytes()
+    with pytest.raises(InputError, match=r"latents.pt was made by another encoder"):
+        export(RECIPE, again, exported)
+    encode_latents(RECIPE, again)
+    with pytest.raises(InputError, match=r"transformer.pt has learned the bits of another encoder"):
+        export(RECIPE, again, exported)
+    assert (exported / "vae.safetensors").read_bytes() == before
 
 
 def test_kinds_of_steps_follow_the_pattern_in_force() -> None:
     recipe = TransformerRecipe(patterns=((0, ("coarse", "full")), (4, ("full", "early", "full"))))
     assert [recipe.kind(step) for step in range(8)] == ["coarse", "full"] * 2 + ["early", "full", "full", "early"]
-
-
-def test_decoder_alone_leaves_the_bits_as_they_are(folders: Folders, tmp_path: Path) -> None:
-    again = Folders(packages=folders.packages, run=tmp_path)
-    (tmp_path / "vae.pt").write_bytes((folders.run / "vae.pt").read_bytes())
-    trainer = vae_training.Trainer(RECIPE, again, decoder_only=True)
-    assert not trainer.restore()
-    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    trainer.train_step(factor=1.0)
-    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == {name for name in before if name.startswith("decoder.")}
 
 
 def _average_in_a_process(peers: Peers) -> None:
@@ -290,5 +338,5 @@ def test_a_stage_before_its_turn_is_told_in_one_sentence(
     monkeypatch.setattr("sys.argv", ["train_emoji", *arguments])
     assert train_emoji.main() == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}/vae.pt is not there: run the stage that makes it first (jobs/train_emoji.py --help)\n"
+        f"error: {tmp_path}/vae.pt is not there: `python -m jobs.train_emoji vae` makes it\n"
     )
