@@ -36,6 +36,8 @@ def make_trials(
 
     Raises `ValueError` where the schedule is too short for a decision.
     """
+    if not requests:
+        return
     schedule = pipeline.schedule(requests[0].aspect_ratio, rules.size)
     decision_scale = default_decision_scale(schedule.num_scales)
     if decision_scale is None:

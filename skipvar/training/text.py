@@ -12,6 +12,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers.utils.logging import disable_progress_bar
 
 from skipvar.training.data import all_combinations, captions
 from skipvar.training.objects import OBJECTS
@@ -109,6 +110,7 @@ def _synonyms() -> dict[str, str]:
 
 def save_text_encoder(encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Weights in half precision, configuration and tokenizer in one folder, as `transformers` loads them."""
+    disable_progress_bar()
     encoder.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

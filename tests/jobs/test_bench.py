@@ -16,7 +16,8 @@ def test_planning_in_little_memory(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_engine_against_its_slow_twin(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["model.path=random:0", "model.device=cpu", "engine.batch_size=4", "--images", "4", "--rounds", "1"]
+    model = ["model.path=random:0", "policy=spread", "model.device=cpu"]
+    arguments = [*model, "engine.batch_size=4", "--images", "4", "--rounds", "1"]
     assert main(arguments) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["images"] == 4

@@ -18,6 +18,7 @@ def test_trials_become_policies(tmp_path: Path, capsys: pytest.CaptureFixture[st
     arguments = ["conf/calibrate.yaml", MODEL, "--trials-file", str(trials), "--out", str(tmp_path), "--trials"]
     assert main([*arguments, "5"]) == 0
     assert main([*arguments, "6"]) == 0
+    assert main([*arguments, "6"]) == 0  # nothing left to make
     assert len(trials.read_text().splitlines()) == 6
     verdict = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert verdict["trials"] == 6 and len(verdict["spearman_sobel"]) == 3
