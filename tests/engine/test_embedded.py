@@ -48,7 +48,7 @@ def test_less_work_is_farther_from_base(trials: list[Trial]) -> None:
     base = np.stack([trial.pixels["base"] for trial in trials])
     mean = {name: float(ssim(np.stack([t.pixels[name] for t in trials]), base).mean()) for name in STRATEGY_NAMES}
     print(mean)
-    assert mean["base"] == pytest.approx(1)
+    assert mean["base"] == pytest.approx(1, abs=1e-4)
     assert 1 > mean["skip_1"] > mean["skip_2"] > mean["skip_3"] > 0.4
     assert mean["uncond_1"] > mean["skip_1"]
 
