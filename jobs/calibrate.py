@@ -2,13 +2,14 @@
 
     python -m jobs.calibrate conf/calibrate.yaml --trials 600 --out conf/policies key=value ...
 
-Trials go to `--trials-file` (JSON lines) as they are made; a second call with the same model goes on from there.
+Trials go to `--trials-file` (JSON lines) as they are made; a second call makes only those that the file lacks
+for the same model, prompts, seeds and sampling.
 """
 
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from tqdm import tqdm
 
 from skipvar.config import RunConfig, load_config
 from skipvar.engine.build import sampling_rules
+from skipvar.engine.sampler import SamplingRules
 from skipvar.engine.trials import Trial, make_trials
 from skipvar.errors import InputError, SkipvarError
+from skipvar.model.checkpoint import sha256_of_json
 from skipvar.model.pipeline import Pipeline, load_pipeline
 from skipvar.quality.similarity import ssim
 from skipvar.shards.prompts import plan_input, read_unit
@@ -65,25 +68,34 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _trials(config: RunConfig, pipeline: Pipeline, count: int, path: Path) -> list[TrialScores]:
-    """The first `count` requests' trials: those that the file holds for these weights, then new ones."""
-    weights = json.dumps(pipeline.weights_sha256, sort_keys=True)
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    known = [line for line in lines if line["weights"] == weights]
+    """The first `count` requests' trials, in their order: those that the file holds, and new ones."""
     requests = _requests(config, pipeline, count)
     rules = sampling_rules(config, pipeline.config)
     schedule = pipeline.schedule(config.sampling.aspect_ratio, rules.size)
     if default_decision_scale(schedule.num_scales) is None:
         raise InputError(f"sampling.size {rules.size}: {schedule.num_scales} scales are too few to skip any")
     batch_size = 8 if config.engine.batch_size == "auto" else config.engine.batch_size
+    keys = {request.key: _made_from(request, rules, pipeline) for request in requests}
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    known = {line["made_from"]: line for line in lines}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         grids = range(FIRST_GRID_SCALE, schedule.num_scales)
-        left = requests[len(known) :]
+        left = [request for request in requests if keys[request.key] not in known]
         for trial in tqdm(make_trials(pipeline, rules, left, grids, batch_size), total=len(left), unit="trial"):
-            known.append(_record(trial) | {"weights": weights})
-            file.write(json.dumps(known[-1]) + "\n")
+            key = keys[trial.request.key]
+            known[key] = _record(trial) | {"made_from": key}
+            file.write(json.dumps(known[key]) + "\n")
             file.flush()
-    return [_scores(record) for record in known[:count]]
+    return [_scores(known[keys[request.key]]) for request in requests]
+
+
+def _made_from(request: Request, rules: SamplingRules, pipeline: Pipeline) -> str:
+    """A hash of all that a trial's image depends on: not the row's place nor its label."""
+    asked = asdict(replace(request, position=0, image_index=0, id="", columns={}))
+    return sha256_of_json(
+        {"request": asked, "rules": asdict(rules), "weights": pipeline.weights_sha256, "dtype": str(pipeline.dtype)}
+    )
 
 
 def _requests(config: RunConfig, pipeline: Pipeline, count: int) -> list[Request]:

@@ -122,13 +122,12 @@ class Pictures:
         """uint8 (objects * layouts, 4, side, side): red, green, blue times alpha, and alpha."""
         self.backgrounds = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32)
 
-    def compose(self, combinations: list[Combination], mirrored: Tensor) -> Tensor:
-        """Pictures float32 `(B, 3, side, side)` in [-1, 1]; `mirrored` is bool `(B,)`: left and right swapped."""
+    def compose(self, combinations: list[Combination]) -> Tensor:
+        """Pictures float32 `(B, 3, side, side)` in [-1, 1]."""
         rows = [c.object_index * len(LAYOUT_SIDES) + c.layout_index for c in combinations]
         layers = self.layers[rows].float()
         background = self.backgrounds[[c.background_index for c in combinations]][:, :, None, None]
-        pictures = (layers[:, :3] + (1 - layers[:, 3:] / 255) * background) / 127.5 - 1
-        return torch.where(mirrored[:, None, None, None], pictures.flip(-1), pictures)
+        return (layers[:, :3] + (1 - layers[:, 3:] / 255) * background) / 127.5 - 1
 
 
 def _find_archive(folder: Path, prefix: str) -> Path:

@@ -32,13 +32,12 @@ def make_prompts(held_out: Sequence[Combination], count: int) -> list[Prompt]:
 
 
 class Judge:
-    """Says what a picture shows: the nearest of all training pictures, as means of 4x4 pixels, mirrored or not."""
+    """Says what a picture shows: the nearest of all training pictures, as means of 4x4 pixels."""
 
     def __init__(self, pictures: Pictures) -> None:
         # Composing is linear, so the small layers are blurred once instead of every composed picture.
         layers = pictures.layers.float()
-        both = torch.cat([layers, layers.flip(-1)])
-        self._color, alpha = F.avg_pool2d(both, _BLUR).split((3, 1), dim=1)
+        self._color, alpha = F.avg_pool2d(layers, _BLUR).split((3, 1), dim=1)
         self._clear = 1 - alpha / 255
 
     def distances(self, image: Tensor, background_index: int) -> Tensor:
@@ -46,7 +45,7 @@ class Judge:
         background = torch.tensor(list(BACKGROUNDS.values())[background_index])[:, None, None]
         table = (self._color + self._clear * background) / 127.5 - 1
         distances = (table - F.avg_pool2d(image[None], _BLUR)).square().mean(dim=(1, 2, 3))
-        return distances.view(2, len(OBJECTS), len(LAYOUT_SIDES)).amin(dim=0)
+        return distances.view(len(OBJECTS), len(LAYOUT_SIDES))
 
     def background(self, image: Tensor) -> int:
         """The named colour nearest to the median colour of the outermost two pixels all round."""

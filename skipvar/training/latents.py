@@ -1,4 +1,4 @@
-"""All training pictures, mirrored and not, encoded once and kept as float16 latents."""
+"""All training pictures, encoded once and kept as float16 latents."""
 
 import logging
 from pathlib import Path
@@ -22,7 +22,7 @@ def latents_path(folders: Folders) -> Path:
 
 @torch.no_grad()
 def encode_latents(recipe: Recipe, folders: Folders, batch_size: int = 32) -> None:
-    """Writes float16 latents `(training combinations, 2, dv, h, w)`: as is, mirrored; order of `split_combinations`.
+    """Writes float16 latents `(training combinations, dv, h, w)`, in the order of `split_combinations`.
 
     Nothing to do where the file holds those of this encoder.
     """
@@ -38,11 +38,7 @@ def encode_latents(recipe: Recipe, folders: Folders, batch_size: int = 32) -> No
         chosen = training[start : start + batch_size]
         # As in the autoencoder's own training: it has learned to live with that rounding.
         with autocast(dtype):
-            both = [
-                encoder(pictures.compose(chosen, torch.full((len(chosen),), is_mirrored)))
-                for is_mirrored in (False, True)
-            ]
-        parts.append(torch.stack(both, dim=1).half())
+            parts.append(encoder(pictures.compose(chosen)).half())
     latents = torch.cat(parts)
     logger.info("latents %s, standard deviation %.3f", tuple(latents.shape), float(latents.float().std()))
     save_checkpoint(latents_path(folders), {"latents": latents, "encoder_sha256": sha256})

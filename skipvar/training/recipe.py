@@ -76,21 +76,21 @@ class StepKind:
 class TransformerRecipe:
     """How the transformer and its text encoder are trained."""
 
-    schedule: RateSchedule = RateSchedule(num_steps=5000, decay_steps=1000)
+    schedule: RateSchedule = RateSchedule(num_steps=5000, decay_steps=1500)
     # Three kinds of about 7,500 tokens each: what an object is is learned from few tokens of many images.
     coarse: StepKind = StepKind(num_scales=5, batch_size=128)
     early: StepKind = StepKind(num_scales=7, batch_size=48)
     full: StepKind = StepKind(num_scales=NUM_SCALES, batch_size=12)
     patterns: tuple[tuple[int, tuple[str, ...]], ...] = (
         (0, ("coarse", "early", "coarse", "full")),
-        (1200, ("coarse", "full", "early", "full")),
+        (1200, ("coarse", "early", "early", "full")),
     )
     """From which step on, the kinds of consecutive steps, over and over: first what is shown, then how it looks."""
     embedding_rate: float = 1e-2
     """AdamW's rate of the word embeddings: each word is seen rarely, and its vector starts at length 16."""
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2.5e-3, adam_rate=2e-3, weight_decay=1e-2)
     ema_decay: float = 0.998
-    max_flip_probability: float = 0.3
+    max_flip_probability: float = 0.2
     """Bits of the input are flipped with a chance drawn from U(0, this) for each image."""
     text_dropout: float = 0.1
 

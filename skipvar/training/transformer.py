@@ -80,13 +80,12 @@ class BatchSource:
 
     def draw(self, num_scales: int, size: int, generator: torch.Generator) -> Batch:
         chosen = torch.randint(len(self._training), (size,), generator=generator)
-        mirrored = torch.randint(2, (size,), generator=generator)
         choices = torch.rand(size, generator=generator).tolist()
         texts = [_pick(captions(self._training[i]), u) for i, u in zip(chosen.tolist(), choices, strict=True)]
         ids, lengths = self._tokens.batch(texts)
         flips = torch.rand(size, generator=generator) * self._recipe.max_flip_probability
         grids = GRIDS[:num_scales]
-        bits = quantize(self._latents[chosen, mirrored].float(), grids, flip_probability=flips, generator=generator)
+        bits = quantize(self._latents[chosen].float(), grids, flip_probability=flips, generator=generator)
         sums = running_sums(bits.fed, grids, False, GRIDS[-1])
         return Batch(
             ids=ids,

@@ -84,8 +84,9 @@ class Trainer:
         generator = self.peers.generator(self._seed, self.step)
         size = self.settings.batch_size // self.peers.count
         chosen = torch.multinomial(self._chances, size, replacement=True, generator=generator).tolist()
-        mirrored = torch.rand(size, generator=generator) < 0.5
-        images = self.pictures.compose([self.training[i] for i in chosen], mirrored)
+        images = self.pictures.compose([self.training[i] for i in chosen])
+        is_mirrored = torch.rand(size, generator=generator) < 0.5
+        images = torch.where(is_mirrored[:, None, None, None], images.flip(-1), images)
         truncated = torch.rand(size, generator=generator) < self.settings.truncated_share
         dropped = torch.randint(1, 4, (size,), generator=generator) * truncated
         with self.peers.autocast():
@@ -135,7 +136,7 @@ class Trainer:
                 for layout, side in enumerate(LAYOUT_SIDES)
             }
             shown = [c for layout in range(3) for c in of_layout(self.held_out, layout)[: min(4, limit)]]
-            images = self.pictures.compose(shown, torch.zeros(len(shown), dtype=torch.bool))
+            images = self.pictures.compose(shown)
             rows = [images] + [reconstruct(averaged, images, NUM_SCALES - dropped) for dropped in (0, 1, 3)]
         _save_sheet(self.folders.run / "vae_sheet.png", torch.cat(rows), columns=len(shown))
         loss, commitment = torch.stack(self._losses).mean(dim=0).tolist()
@@ -188,5 +189,5 @@ def of_layout(combinations: list[Combination], layout: int) -> list[Combination]
 def measure_psnr(model: Autoencoder, pictures: Pictures, held_out: list[Combination], layout: int, limit: int) -> float:
     """Mean PSNR over the first `limit` held-out combinations of one layout."""
     chosen = of_layout(held_out, layout)[:limit]
-    images = pictures.compose(chosen, torch.zeros(len(chosen), dtype=torch.bool))
+    images = pictures.compose(chosen)
     return float(psnr(reconstruct(model, images), images).mean())

@@ -19,7 +19,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _disc(index: int) -> bytes:
-    """A disc off the middle, so that mirroring shows, on a transparent ground."""
+    """A disc off the middle, on a transparent ground."""
     red, green, blue = (round(255 * x) for x in colorsys.hsv_to_rgb(index / len(OBJECTS), 1, 0.4 + 0.2 * (index % 4)))
     image = Image.new("RGBA", (64, 64))
     ImageDraw.Draw(image).ellipse((4, 16, 40 + index % 20, 52), fill=(red, green, blue, 255))

@@ -52,7 +52,7 @@ def test_captions_name_object_background_and_layout() -> None:
 
 def test_composes_on_the_background_without_a_fringe(pictures: Pictures) -> None:
     combinations = [Combination(5, b, layout) for b in range(len(BACKGROUNDS)) for layout in range(3)]
-    images = pictures.compose(combinations, torch.zeros(len(combinations), dtype=torch.bool))
+    images = pictures.compose(combinations)
     assert images.shape == (24, 3, 128, 128)
     assert images.min() >= -1
     assert images.max() <= 1
@@ -66,13 +66,6 @@ def test_composes_on_the_background_without_a_fringe(pictures: Pictures) -> None
         assert (image <= high[:, None, None] + 0.3).all()
 
 
-def test_mirrors_left_and_right(pictures: Pictures) -> None:
-    combination = [Combination(7, 1, 1)] * 2
-    plain, mirrored = pictures.compose(combination, torch.tensor([False, True]))
-    assert not torch.equal(plain, mirrored)
-    assert torch.equal(plain.flip(-1), mirrored)
-
-
 def test_says_what_to_do_when_the_packages_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train_emoji data"):
         Pictures(tmp_path, image_side=128)
@@ -81,7 +74,7 @@ def test_says_what_to_do_when_the_packages_are_not_there(tmp_path: Path) -> None
 def test_judge_recognises_the_pictures_themselves_and_their_faults(pictures: Pictures) -> None:
     prompts = make_prompts(split_combinations(Recipe())[1], 12)
     combinations = [p.combination for p in prompts]
-    images = pictures.compose(combinations, torch.arange(12) % 2 == 0)
+    images = pictures.compose(combinations)
     judge = Judge(pictures)
     right = measure_fidelity(images, prompts, judge)
     assert right["background"] == right["layout"] == right["top5"] == 1
