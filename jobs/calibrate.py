@@ -77,7 +77,7 @@ def _trials(config: RunConfig, pipeline: Pipeline, count: int, path: Path) -> li
     batch_size = 8 if config.engine.batch_size == "auto" else config.engine.batch_size
     keys = {request.key: _made_from(request, rules, pipeline) for request in requests}
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    known = {line["made_from"]: line for line in lines}
+    known = {line.get("made_from"): line for line in lines}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         grids = range(FIRST_GRID_SCALE, schedule.num_scales)

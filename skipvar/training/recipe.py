@@ -76,7 +76,7 @@ class StepKind:
 class TransformerRecipe:
     """How the transformer and its text encoder are trained."""
 
-    schedule: RateSchedule = RateSchedule(num_steps=5000, decay_steps=1500)
+    schedule: RateSchedule = RateSchedule(num_steps=5000, decay_steps=2000)
     # Three kinds of about 7,500 tokens each: what an object is is learned from few tokens of many images.
     coarse: StepKind = StepKind(num_scales=5, batch_size=128)
     early: StepKind = StepKind(num_scales=7, batch_size=48)
@@ -105,8 +105,8 @@ class EvaluationRecipe:
     """What `evaluate` generates and measures."""
 
     num_prompts: int = 300
-    cfg: float = 3.0
-    tau: float = 0.5
+    cfg: float = 2.0
+    tau: float = 0.3
     top_p: float = 0.97
     top_k: int = 0
     batch_size: int = 20

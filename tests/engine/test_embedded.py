@@ -29,7 +29,7 @@ PROMPTS = {
 @pytest.fixture(scope="module")
 def trials(make_request: Callable[..., Request]) -> list[Trial]:
     pipeline = load_pipeline(ModelSection(name="emoji", dtype="float32", device="cpu"))
-    plain = {"cfg": (3.0,) * 10, "negative_prompt": None}
+    plain = {"cfg": (2.0,) * 10, "negative_prompt": None}
     requests = [make_request(i, prompt=prompt, **plain) for i, prompt in enumerate(PROMPTS)]
     return list(make_trials(pipeline, SamplingRules(), requests, grid_scales=(9,), batch_size=4))
 

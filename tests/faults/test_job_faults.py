@@ -148,7 +148,7 @@ def test_changes_are_refused_and_what_changes_nothing_is_not(tmp_path: Path, pro
     before = {path.name: path.read_bytes() for path in (output / "data").iterdir()}
     assert run(*arguments, "engine.batch_size=3", "storage.retry_seconds=100")[0] == 0
     changes = {
-        "sampling.cfg=4": "sampling.cfg: 3.0 -> 4",
+        "sampling.cfg=4": "sampling.cfg: 2.0 -> 4",
         "policy=fixed:base": "policy.",
         "model.path=random:1": "model.weights_sha256",
     }

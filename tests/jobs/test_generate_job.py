@@ -48,7 +48,7 @@ def test_a_dozen_prompts_and_the_same_command_again(generate, tmp_path: Path) ->
     assert again.returncode == 0, again.stderr
     assert rows(output, ["prompt", "strategy", "seed"]) == made
     other = generate("input.limit=12", "sampling.cfg=4")
-    assert other.returncode == 2 and "sampling.cfg: 3.0 -> 4" in other.stderr and other.stderr.count("error:") == 1
+    assert other.returncode == 2 and "sampling.cfg: 2.0 -> 4" in other.stderr and other.stderr.count("error:") == 1
 
 
 def test_bad_rows_among_good_ones_are_error_rows(generate, tmp_path: Path) -> None:
