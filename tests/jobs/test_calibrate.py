@@ -20,7 +20,7 @@ def test_trials_become_policies(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main([*arguments, "6"]) == 0
     assert main([*arguments, "6"]) == 0  # nothing left to make
     assert len(trials.read_text().splitlines()) == 6
-    assert main([*arguments, "6", "sampling.tau=0.3"]) == 0  # other images: none of those will do
+    assert main([*arguments, "6", "sampling.tau=0.7"]) == 0  # other images: none of those will do
     assert len(trials.read_text().splitlines()) == 12
     verdict = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert verdict["trials"] == 6 and len(verdict["spearman_sobel"]) == 3
