@@ -126,11 +126,10 @@ def _measure_skipping(trials: list[Trial], prompts: list[Prompt], settings: Eval
         TrialScores(trial.probes, {name: float(values[i]) for name, values in by_strategy.items()})
         for i, trial in enumerate(trials)
     ]
-    for scale in settings.probe_scales:
-        correlations = rank_correlations(known, scale)
+    by_scale = {scale: rank_correlations(known, scale) for scale in settings.probe_scales}
+    for scale, correlations in by_scale.items():
         result |= {f"{name}_at_scale_{scale}": values for name, values in correlations.items()}
-    reported = rank_correlations(known, settings.policy_scale)
-    return result | {name: values[-1] for name, values in reported.items()}
+    return result | {name: values[-1] for name, values in by_scale[settings.policy_scale].items()}
 
 
 def main() -> int:
