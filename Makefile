@@ -5,7 +5,8 @@ CONF ?= conf/emoji.yaml
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run verify test test-faults lint format parity bench bench-plan train-emoji clean
+.PHONY: help setup setup-dev run verify test test-faults coverage lint format lock parity bench bench-plan bench-driver \
+    certify-check train-emoji clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -31,8 +32,16 @@ test: .venv/setup-dev ## Run the tests (fault injection in reduced number)
 test-faults: .venv/setup-dev ## Run the fault injection in full (long)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -m faults $(ARGS)
 
-lint: .venv/setup-dev ## Check style and types
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+coverage: .venv/setup-dev ## Run the tests that start no cluster and say which lines they reach
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -m 'not faults' --cov --cov-report=term \
+	    --ignore=tests/jobs --ignore=tests/cluster --ignore=tests/storage --ignore=tests/faults $(ARGS)
+
+lock: ## Renew requirements.lock (what cluster/Dockerfile installs) from requirements.txt; needs `uv`
+	uv pip compile pyproject.toml --python-version 3.11 --generate-hashes --constraint requirements.txt \
+	    --no-annotate --custom-compile-command 'make lock' --quiet --output-file requirements.lock
+
+lint: .venv/setup-dev ## Check style, types and dead code
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/vulture
 
 format: .venv/setup-dev ## Format the sources
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
@@ -45,6 +54,12 @@ bench: .venv/setup ## Time the batched engine against one image at a time
 
 bench-plan: .venv/setup ## Memory of planning a run over 10 million prompts
 	$(BIN)/python -m jobs.bench plan $(ARGS)
+
+bench-driver: .venv/setup ## The driver's cost for a million units on 1,000 simulated replicas
+	$(BIN)/python -m jobs.bench driver $(ARGS)
+
+certify-check: .venv/setup-dev ## Do certified policies keep their promise? Many splits of outputs/trials.jsonl
+	OMP_WAIT_POLICY=passive $(BIN)/python -m jobs.certify_check conf/calibrate.yaml $(ARGS)
 
 train-emoji: .venv/setup-dev ## Train the embedded model from nothing (hours)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m jobs.train_emoji all $(ARGS)

@@ -1,1 +1,1 @@
-"""Command-line entry points: parse, load the configuration, call the library, exit with a code."""
+"""What `ray job submit` names: `python -m jobs.generate` and so on, each a few lines over `skipvar.cli`."""

@@ -1,71 +1,8 @@
-"""Say whether a dataset is whole (exit 0) or not (1): `python -m jobs.verify OUTPUT [--full] [--repair [--yes]]`."""
+"""Is a dataset whole? `python -m jobs.verify OUTPUT [--full] [--repair [--yes]]`."""
 
-import argparse
-import logging
 import sys
 
-from skipvar.config import StorageConfig
-from skipvar.errors import ConfigError, SkipvarError
-from skipvar.shards.storage import Storage, open_storage
-from skipvar.shards.verify import Verdict, unpublish, verify
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = _parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        config = StorageConfig(
-            endpoint_url=options.endpoint_url, region=options.region, retry_seconds=options.retry_seconds
-        )
-        storage = open_storage(options.output, config)
-        verdict = verify(storage, full=options.full)
-        _report(verdict, storage)
-        if options.repair and verdict.units_to_make:
-            _repair(verdict, storage, options.yes)
-        return 0 if verdict.is_whole else 1
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except SkipvarError as error:
-        print(error, file=sys.stderr)
-        return 4
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.verify", description="Say whether a dataset is whole.")
-    parser.add_argument("output", metavar="OUTPUT", help="a folder or s3://bucket/prefix")
-    parser.add_argument("--full", action="store_true", help="decode every image, not only a sample")
-    parser.add_argument("--repair", action="store_true", help="name the units to make again; deletes nothing")
-    parser.add_argument("--yes", action="store_true", help="with --repair: unpublish them, so that the next run does")
-    parser.add_argument("--endpoint-url", help="the S3 endpoint, where the AWS environment does not name it")
-    parser.add_argument("--region", help="the S3 region")
-    parser.add_argument("--retry-seconds", type=float, default=60.0, help="patience with an endpoint that is gone")
-    options = parser.parse_args(arguments)
-    if options.yes and not options.repair:
-        parser.error("--yes goes with --repair")
-    return options
-
-
-def _report(verdict: Verdict, storage: Storage) -> None:
-    for note in verdict.notes:
-        print(f"note: {note}")
-    for problem in verdict.problems:
-        print(f"problem: {problem}")
-    verdict_text = "whole" if verdict.is_whole else "NOT whole"
-    print(
-        f"{storage.uri} is {verdict_text}: {verdict.num_images} images and {verdict.num_errors} errors "
-        f"for {verdict.num_requests} requests."
-    )
-
-
-def _repair(verdict: Verdict, storage: Storage, is_confirmed: bool) -> None:
-    print(f"to be made again: units {', '.join(map(str, verdict.units_to_make))}")
-    if is_confirmed:
-        removed = unpublish(storage, verdict.units_to_make)
-        print(f"unpublished {len(removed)} files; run the command that made the dataset again.")
-    else:
-        print("nothing was deleted; add --yes to unpublish what is there of them, then run the same command again.")
-
+from skipvar.cli.verify import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,52 +1,93 @@
-"""The typed configuration of a run: one complete YAML file plus `key=value` overrides.
+"""The typed configuration of a run: sections, what each key means and accepts, and the checks beside it.
 
-Every key is documented here, under its field. Unknown keys, wrong types and impossible values are refused with one
-sentence (`ConfigError`). Units are in the names.
+`skipvar.config_file` reads one from a YAML file and `key=value` overrides. Every section refuses impossible values when
+it is made, with one sentence (`ConfigError`); what a name stands for (a preset, a strategy) is checked by whoever has
+the table. Units are in the names.
 """
 
-import difflib
-import types
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from skipvar.config_checks import check_values
+from skipvar.checks import (
+    INT32_MAX,
+    INT64_MAX,
+    check_scheme,
+    check_seconds,
+    check_whole,
+    is_finite,
+    is_text,
+    is_whole,
+    is_within,
+    require,
+)
 from skipvar.errors import ConfigError
+
+Auto = Literal["auto"]
+NumberOrList = int | float | list[int | float]
+
+FLOAT32_RANGE = (1e-30, 1e30)
+"""Guidance and temperature are recorded, and computed with, as float32."""
+MAX_BATCH_IMAGES, MAX_POOL_IMAGES = 4096, 65_536
+"""More than any device holds: a slip of the finger, told before memory is reserved for it."""
+PLACEHOLDERS = ("{date}", "{fingerprint}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
-    path: Any = "conf/prompts/emoji.txt"
+    path: str | list[str] = "conf/prompts/emoji.txt"
     """Prompts: a file, a glob, a list of these; local or `s3://`; txt (a prompt a line), jsonl, csv or parquet."""
     prompt_column: str = "prompt"
+    """Column with the prompts (txt: the line)."""
     id_column: str = "id"
     """Column with the user's own labels, where the input has it."""
     limit: int | None = None
-    """Use only so many first rows of the input."""
+    """Use only so many first rows of the input; null: all."""
+
+    def __post_init__(self) -> None:
+        paths = self.path if isinstance(self.path, list) else [self.path]
+        for path in paths or [""]:
+            require(is_text(path), "input.path", self.path, "a file, a glob, or a list of these")
+            check_scheme("input.path", path)
+        for key in ("prompt_column", "id_column"):
+            require(is_text(getattr(self, key)), f"input.{key}", getattr(self, key), "the name of a column")
+        if self.limit is not None:
+            check_whole("input.limit", self.limit, 1, INT64_MAX, or_else="null for all rows")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     path: str = "outputs/emoji"
-    """A folder or `s3://bucket/prefix`; may hold `{date}` (UTC, YYYY-MM-DD) and `{fingerprint}`."""
-    image_format: str = "png"
+    """A folder or `s3://bucket/prefix`; may hold `{date}` (UTC, YYYY-MM-DD) and `{fingerprint}`, so that a changed
+    model or configuration never meets an old run."""
+    image_format: Literal["png", "webp", "jpeg"] = "png"
     """png (lossless), webp (lossless) or jpeg (quality 95)."""
     unit_rows: int = 256
     """Dataset rows in a unit: the grain of scheduling, commit and resume. Capped so that raw pixels stay under 500 MB
     (`max_file_bytes`)."""
     max_row_group_bytes: int = 100_000_000
+    """Encoded images in a row group of a data file."""
     max_file_bytes: int = 500_000_000
+    """Raw pixels of a unit, whatever the encoder makes of them."""
+
+    def __post_init__(self) -> None:
+        require(is_text(self.path), "output.path", self.path, "a folder or s3://bucket/prefix")
+        check_scheme("output.path", self.path)
+        for name in re.findall(r"\{[^}]*\}", self.path):
+            accepted = f"no placeholders but {' and '.join(PLACEHOLDERS)}"
+            require(name in PLACEHOLDERS, "output.path", self.path, accepted)
+        check_whole("output.unit_rows", self.unit_rows, 1, INT32_MAX)
+        for key in ("max_row_group_bytes", "max_file_bytes"):
+            check_whole(f"output.{key}", getattr(self, key), 1, INT64_MAX)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
     name: str = "emoji"
-    """A preset: emoji (embedded), infinity_125m, infinity_1b, infinity_2b, infinity_8b, infinity_20b."""
+    """A preset (`skipvar.model.presets`): emoji (embedded), infinity_125m, infinity_1b, infinity_2b, ..."""
     path: str | None = None
     """The weights: a converted folder (jobs/convert_checkpoint.py), an official `.pth`, a sharded Hugging Face folder
     or safetensors; local or `s3://`. null: the embedded ones. `random:SEED`: seeded random weights, for tests."""
@@ -54,49 +95,100 @@ class ModelSection:
     """The VAE's official file, where `path` is not a converted folder."""
     text_encoder_path: str | None = None
     """A T5 encoder in Hugging Face layout (flan-t5-xl for Infinity), where `path` is not a converted folder."""
-    dtype: str = "auto"
-    """float32, bfloat16, or auto: bfloat16 on GPUs, on CPUs what a short measurement finds faster."""
-    device: str = "auto"
-    """cpu, cuda, or auto."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 on GPUs, and on processors that multiply it natively, else float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        for key in ("path", "vae_path", "text_encoder_path"):
+            if (value := getattr(self, key)) is not None:
+                require(is_text(value), f"model.{key}", value, "a path, or null")
+                check_scheme(f"model.{key}", value)
+        if self.path is not None and self.path.startswith("random:"):
+            seed = self.path.removeprefix("random:")
+            is_seed = re.fullmatch(r"[0-9]{1,19}", seed) is not None and int(seed) <= INT64_MAX
+            require(is_seed, "model.path", self.path, "random:SEED with a whole number below 2^63, such as random:0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     seed: int = 0
     """The run seed: rows without a seed of their own get one derived from it and their id."""
-    cfg: Any = 3.0
+    cfg: NumberOrList = 3.0
     """Guidance strength: a number, or a list with one for each scale."""
-    tau: Any = 0.5
+    tau: NumberOrList = 0.5
     """Sampling temperature: a number, or a list with one for each scale."""
     top_k: int = 900
+    """1: the likelier bit always; every other value leaves both bits in the draw. 0: off."""
     top_p: float = 0.97
+    """The share of probability that is drawn from. 0: off."""
     size: str | None = None
     """One of the model's sizes (0.06M, 0.25M, 0.60M, 1M for Infinity); null: the model's default."""
     aspect_ratio: float = 1.0
     """Height / width; mapped to the nearest of the model's ratios."""
     images_per_prompt: int = 1
+    """Images of each row, each with its own seed."""
     negative_prompt: str | None = None
+    """What the unconditional branch reads; null: nothing."""
     cfg_insertion_layers: list[int] = field(default_factory=lambda: [0])
     """Where guidance is applied: 0 on the logits, -j after block depth-j."""
+
+    def __post_init__(self) -> None:
+        low, high = FLOAT32_RANGE
+        check_whole("sampling.seed", self.seed, 0, INT64_MAX, accepted="a whole number from 0 to 2^63 - 1")
+        self._check_numbers("cfg", lambda value: value == 0 or low <= value <= high, "of 0 or more")
+        self._check_numbers("tau", lambda value: low <= value <= high, "above 0")
+        check_whole("sampling.top_k", self.top_k, 0, INT32_MAX)
+        require(is_within(self.top_p, 0, 1), "sampling.top_p", self.top_p, "a number from 0 (off) to 1")
+        ratio_ok = is_within(self.aspect_ratio, low, high)
+        require(ratio_ok, "sampling.aspect_ratio", self.aspect_ratio, "height / width as a number above 0")
+        check_whole("sampling.images_per_prompt", self.images_per_prompt, 1, INT32_MAX)
+        layers = self.cfg_insertion_layers
+        accepted = "a list of 0 (the logits) and negative block numbers"
+        layers_ok = bool(layers) and all(is_whole(layer) and -INT32_MAX <= layer <= 0 for layer in layers)
+        require(layers_ok, "sampling.cfg_insertion_layers", layers, accepted)
+
+    def _check_numbers(self, key: str, is_accepted: Callable[[float], bool], range_text: str) -> None:
+        given = getattr(self, key)
+        values = given if isinstance(given, list) else [given]
+        is_ok = bool(values) and all(is_finite(value) and is_accepted(value) for value in values)
+        accepted = f"a number {range_text} (up to 1e30), or a list of these with one for each scale"
+        require(is_ok, f"sampling.{key}", given, accepted)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    batch_size: Any = "auto"
-    """Images in a batch, at most; auto: from free memory."""
-    pool_images: Any = "auto"
-    """Images that may wait in buckets with their keys and values; auto: from free memory."""
-    batch_invariant: Any = "auto"
+    batch_size: int | Auto = "auto"
+    """Images in a batch, at most; auto: from the model's tokens. Lowered where device memory does not do."""
+    pool_images: int | Auto = "auto"
+    """Images that may wait in buckets with their keys and values; auto: enough for full batches."""
+    batch_invariant: bool | Auto = "auto"
     """Same bits in any batch: pad products' rows and run on one thread (CPU). auto: true on CPUs, false on GPUs."""
+    max_age: int = 256
+    """A batch runs part full once its first image has seen so many batches go by: rare aspect ratios do not wait."""
     fixed_shapes: bool = False
     """Pad every batch of a kind to one size (GPU): neighbours no longer matter; batch sizes enter the fingerprint."""
+
+    def __post_init__(self) -> None:
+        for key, most in (("batch_size", MAX_BATCH_IMAGES), ("pool_images", MAX_POOL_IMAGES)):
+            if (value := getattr(self, key)) != "auto":
+                check_whole(f"engine.{key}", value, 1, most, or_else="auto")
+        check_whole("engine.max_age", self.max_age, 1, INT32_MAX)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicasConfig:
     min: int = 1
-    max: Any = "auto"
+    """The run begins when so many are up."""
+    max: int | Auto = "auto"
     """auto: as many as the cluster has devices for."""
+
+    def __post_init__(self) -> None:
+        check_whole("cluster.replicas.min", self.min, 1, INT32_MAX)
+        if self.max != "auto":
+            accepted = f"auto, or a whole number of at least cluster.replicas.min ({self.min})"
+            check_whole("cluster.replicas.max", self.max, self.min, INT32_MAX, accepted=accepted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +197,51 @@ class ClusterConfig:
     """auto: the cluster that this process belongs to, else a local one; `local`: always a local one; or `host:port`."""
     replicas: ReplicasConfig = field(default_factory=ReplicasConfig)
     cpus_per_replica: int = 1
-    gpus_per_replica: Any = "auto"
-    """auto: 1 where the device is cuda, else 0."""
+    """Also the threads that encode a replica's images."""
+    gpus_per_replica: int | float | Auto = "auto"
+    """auto: 1 where the device is cuda, else 0. Below 1: several replicas share a GPU."""
+    replica_timeout_seconds: float = 900.0
+    """A replica at work that shows neither a step nor a publication for so long is killed, and its units made again.
+    More than `storage.retry_seconds`, or an endpoint that is gone for a while costs replicas."""
+
+    def __post_init__(self) -> None:
+        address_ok = self.address in ("auto", "local") or re.fullmatch(r"[\w.\-\[\]:]+:\d+", self.address) is not None
+        require(address_ok, "cluster.address", self.address, "auto, local, or host:port")
+        check_whole("cluster.cpus_per_replica", self.cpus_per_replica, 1, INT32_MAX)
+        timeout = self.replica_timeout_seconds
+        require(timeout > 0, "cluster.replica_timeout_seconds", timeout, "a number of seconds above 0")
+        gpus = self.gpus_per_replica
+        gpus_ok = gpus == "auto" or is_within(gpus, 0, 1) or (is_within(gpus, 1, INT32_MAX) and gpus == int(gpus))
+        require(gpus_ok, "cluster.gpus_per_replica", gpus, "auto, a share from 0 to 1, or a whole number")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig:
     fraction: float = 0.0
-    """Share of images that are re-made under `base` from the same prefix, to measure SSIM. Not available yet: 0."""
+    """Share of images that are re-made under `base` from the same prefix, to measure SSIM (needs `skipvar[calibrate]`).
+    They are drawn by a hash of the request; the policy must decide image by image."""
     min_ssim: float | None = None
+    """The floor that audited images are counted against in the report; null: none."""
+
+    def __post_init__(self) -> None:
+        require(is_within(self.fraction, 0, 1), "audit.fraction", self.fraction, "a number from 0 to 1")
+        floor_ok = self.min_ssim is None or is_within(self.min_ssim, -1, 1)
+        require(floor_ok, "audit.min_ssim", self.min_ssim, "null, or a number from -1 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    usd_per_replica_hour: float | None = None
+    """What a replica costs an hour, its share of the head included: the run then tells its cost. null: unknown."""
+    max_usd: float | None = None
+    """Stop in order (exit 4) when the run, all its sessions together, has cost so much. null: no limit."""
+
+    def __post_init__(self) -> None:
+        for key in ("usd_per_replica_hour", "max_usd"):
+            if (value := getattr(self, key)) is not None:
+                require(is_within(value, 0, 1e9) and value > 0, f"budget.{key}", value, "a number above 0, or null")
+        needs_price = self.max_usd is not None and self.usd_per_replica_hour is None
+        require(not needs_price, "budget.max_usd", self.max_usd, "null, unless budget.usd_per_replica_hour is given")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,28 +249,37 @@ class StorageConfig:
     endpoint_url: str | None = None
     """S3 endpoint; null: the AWS environment's (`AWS_ENDPOINT_URL`), else AWS."""
     region: str | None = None
+    """S3 region; null: the AWS environment's."""
     retry_seconds: float = 300.0
     """How long an endpoint that is gone is retried before the run stops (exit 4)."""
     lease_stale_seconds: float = 60.0
     """A run on the same output whose heartbeat has not changed for so long counts as dead."""
 
+    def __post_init__(self) -> None:
+        if self.endpoint_url is not None:
+            _check_endpoint(self.endpoint_url)
+        check_seconds("storage.retry_seconds", self.retry_seconds, can_be_zero=True)
+        check_seconds("storage.lease_stale_seconds", self.lease_stale_seconds)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A whole run. Read with `load_config`."""
+    """A whole run."""
 
     input: InputConfig = field(default_factory=InputConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     model: ModelSection = field(default_factory=ModelSection)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     policy: str | None = None
-    """A policy file, `fixed:<strategy>`, or `spread`; null: the model's own (`fixed:base` where it has none)."""
+    """A policy file, `fixed:<strategy>`, or `spread` (a strategy by hash of the id); null: `fixed:base`, every image
+    in full."""
     policy_force: bool = False
     """Use a policy that was fitted for another model, number of scales or decision scale."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
     retry_errors: bool = False
     """Make only the requests that the finished run's error table holds."""
     max_error_share: float = 0.2
@@ -150,128 +287,28 @@ class RunConfig:
     max_attempts: int = 3
     """How often a unit is handed out again after its replica died, before it is split to find the prompt at fault."""
     max_seconds: float | None = None
-    """Stop in order after so long (exit 4): a night has an end."""
+    """Stop in order after so long (exit 4): a night has an end. null: no limit."""
 
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The checked, frozen configuration in the YAML file `path`, with `key=value` overrides applied in order.
-
-    Raises `ConfigError` with one sentence that names the file or the key, what is wrong, and what is accepted.
-    """
-    config = OmegaConf.structured(RunConfig)
-    for origin, tree in [(str(path), _read_yaml(Path(path))), *((text, _parse_override(text)) for text in overrides)]:
-        _check_keys(tree, RunConfig, origin)
-        config = _merge(config, tree)
-    try:
-        loaded = cast(RunConfig, OmegaConf.to_object(config))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or path}: {_first_line(error)}.") from error
-    check_values(loaded)
-    return loaded
-
-
-def to_yaml(config: RunConfig) -> str:
-    """All keys and values, as YAML that `load_config` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    def __post_init__(self) -> None:
+        require(is_within(self.max_error_share, 0, 1), "max_error_share", self.max_error_share, "a number from 0 to 1")
+        check_whole("max_attempts", self.max_attempts, 1, INT32_MAX)
+        if self.max_seconds is not None:
+            check_seconds("max_seconds", self.max_seconds, or_else=", or null for no limit")
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """All keys and values as plain JSON-able values."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+    return dataclasses.asdict(config)
 
 
-def _read_yaml(path: Path) -> Any:
+def _check_endpoint(url: str) -> None:
     try:
-        return OmegaConf.to_container(OmegaConf.load(path))
-    except FileNotFoundError:
+        parts = urlsplit(url)
+        url_ok = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket that does not close, a port that is no number
+        parts, url_ok = urlsplit(""), False
+    if parts.username or parts.password or (not url_ok and "@" in url):
         raise ConfigError(
-            f"Configuration file {path} does not exist; give a YAML file such as conf/emoji.yaml."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Configuration file {path} cannot be read: {_first_line(error)}.") from error
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line} is not valid YAML: {error.problem}.") from error
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path} is not valid YAML: {_first_line(error)}.") from error
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    """`a.b=value` as `{"a": {"b": value}}`; the value is read as YAML, or is the bare text where that is no YAML."""
-    key, equals, value_text = text.partition("=")
-    if not equals or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(f"Override {text!r} is not understood; write key=value, for example input.limit=10.")
-    try:
-        value = OmegaConf.to_container(OmegaConf.create(f"value: {value_text}"))["value"]  # type: ignore[index, call-overload]
-    except (yaml.YAMLError, OmegaConfBaseException, TypeError):
-        value = value_text
-    tree: Any = value
-    for part in reversed(key.strip().split(".")):
-        tree = {part: tree}
-    return cast(dict[str, Any], tree)
-
-
-def _check_keys(tree: Any, section: type, origin: str, prefix: str = "") -> None:
-    """Refuse keys that `section` lacks, and anything but a mapping where a section stands."""
-    if not isinstance(tree, dict):
-        where = (
-            f"{prefix.rstrip('.')}: expected a section with keys" if prefix else f"{origin} must hold keys and values"
+            "storage.endpoint_url: holds a user or password; give credentials by the AWS environment instead."
         )
-        raise ConfigError(f"{where} ({', '.join(item.name for item in fields(section))}), found {_shown(tree)}.")
-    hints = get_type_hints(section)
-    for key, value in tree.items():
-        if key not in hints:
-            raise ConfigError(f"{origin}: unknown key {prefix}{key}; {_suggest(f'{prefix}{key}')}")
-        if is_dataclass(hints[key]):
-            _check_keys(value, cast(type, hints[key]), origin, f"{prefix}{key}.")
-
-
-def _suggest(key: str) -> str:
-    known = list(_all_keys(RunConfig))
-    by_name = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    nearest = by_name or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]}?" if nearest else "--print-config shows all keys."
-
-
-def _all_keys(section: type, prefix: str = "") -> Iterator[str]:
-    for name, hint in get_type_hints(section).items():
-        if is_dataclass(hint):
-            yield from _all_keys(cast(type, hint), f"{prefix}{name}.")
-        yield f"{prefix}{name}"
-
-
-def _merge(config: Any, tree: dict[str, Any]) -> Any:
-    try:
-        return OmegaConf.merge(config, tree)
-    except OmegaConfBaseException as error:
-        key = (error.full_key or "").split("[")[0]
-        value = OmegaConf.select(OmegaConf.create(tree), key) if key else tree
-        raise ConfigError(f"{key}: expected {_accepted(key)}, found {_shown(value)}.") from error
-
-
-def _accepted(key: str) -> str:
-    """What the field `key` takes, in words."""
-    hint: Any = RunConfig
-    for part in key.split("."):
-        hint = get_type_hints(hint).get(part, Any)
-    return _in_words(hint)
-
-
-def _in_words(hint: Any) -> str:
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_in_words(part) for part in get_args(hint))
-    if get_origin(hint) is list:
-        return f"a list of which each is {_in_words(get_args(hint)[0])}"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-    return words.get(hint, "another value")
-
-
-def _shown(value: Any) -> str:
-    if OmegaConf.is_config(value):
-        value = OmegaConf.to_container(value)
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
+    require(url_ok, "storage.endpoint_url", url, "http://host:port, https://host, or null")

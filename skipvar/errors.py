@@ -3,30 +3,54 @@
 Every message is one sentence for the user: it names the file, the row or the key, what was wrong, and what is accepted.
 """
 
+from typing import ClassVar
+
 
 class SkipvarError(Exception):
     """Base of everything that is reported to the user without a traceback."""
+
+    exit_code: ClassVar[int] = 4
+    """What a command that ends with this error returns."""
 
 
 class ConfigError(SkipvarError):
     """A key, a combination of keys or a policy file is unusable. Stops the run before any work (exit 2)."""
 
+    exit_code = 2
+
 
 class InputError(SkipvarError):
     """An input file cannot be read or lacks a column. Stops the run before any work (exit 2)."""
 
+    exit_code = 2
+
 
 class RowError(SkipvarError):
-    """One row of the input has an unusable value. It goes to the error table; the run goes on (exit 3 in the end)."""
+    """One row of the input has an unusable value. It goes to the error table; the run goes on (exit 3 in the end).
+
+    Where it ends a command, the configuration gave a value that no row can use (exit 2).
+    """
+
+    exit_code = 2
 
 
 class ModelError(SkipvarError):
-    """Weights are missing, left over, or do not fit the model's configuration. Stops the run."""
+    """Weights are missing, left over, or do not fit the model's configuration. Stops the run at its start (exit 2)."""
+
+    exit_code = 2
 
 
 class StorageError(SkipvarError):
     """A location cannot be used as it is now: full, denied, gone, wrong credentials. Stops the run (exit 4)."""
 
+    exit_code = 4
+
+
+class NotFoundError(StorageError):
+    """The named object is not there."""
+
 
 class StoppedError(SkipvarError):
     """The run ends in order before all is done, and the same command resumes it (exit 4)."""
+
+    exit_code = 4

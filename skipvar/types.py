@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
 RequestKey = tuple[int, int]
@@ -73,6 +75,12 @@ class Image:
     """Share of the engine's time: each batch's seconds divided by its images."""
     audit_ssim: float | None = None
 
+    def save(self, path: "str | Path") -> None:
+        """Write the picture to a file, in the format of the name's ending (`.png` keeps every bit)."""
+        from PIL import Image as Picture
+
+        Picture.fromarray(self.pixels).save(path)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
@@ -109,17 +117,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSlice:
-    """A range of rows of one input file."""
+    """A range of rows of one Parquet file of the input."""
 
     uri: str
     first_row: int
     num_rows: int
-    byte_offset: int | None = None
-    """Where the first row starts, for text formats; None for Parquet."""
-    num_bytes: int | None = None
-    """Bytes from the first row's start to the slice's end, for text formats."""
-    checksum: int | None = None
-    """CRC-32 of those bytes: a file that changed since it was planned is found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,3 +155,14 @@ class UnitReport:
     strategies: Mapping[str, int]
     """Images made under each strategy."""
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object of a listing."""
+
+    name: str
+    """Relative to the storage's uri, with `/` between folders."""
+    size: int
+    version: str
+    """Changes when the object does: the ETag on S3, the modification time in nanoseconds locally."""

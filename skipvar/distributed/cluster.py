@@ -7,7 +7,6 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -16,6 +15,8 @@ import tenacity
 from skipvar.config import RunConfig
 from skipvar.distributed.environment import check_output_stays, cluster_address
 from skipvar.errors import ConfigError
+from skipvar.model import allocator
+from skipvar.model.device import Device, has_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -25,20 +26,37 @@ LOCAL_OBJECT_STORE_BYTES = 100_000_000
 """Images never pass through Ray's object store, so a local cluster needs next to none."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """A connected cluster and what one replica takes of it."""
+    """A cluster and what one replica takes of it. A local one starts when the first replica is needed."""
 
-    is_local: bool
-    device: str
-    """cpu or cuda: where the replicas run."""
-    cpus_per_replica: int
-    gpus_per_replica: float
+    def __init__(self, config: RunConfig, *, is_local: bool) -> None:
+        """Use `connect`."""
+        self._config, self._is_local = config, is_local
+        self._has_started_ray = False
+        self.cpus_per_replica = config.cluster.cpus_per_replica
+        self.device = self._find_device()
+        """cpu or cuda: where the replicas run."""
+        gpus = config.cluster.gpus_per_replica
+        self.gpus_per_replica = float(1 if self.device == "cuda" else 0) if gpus == "auto" else float(gpus)
+
+    def start(self) -> None:
+        """Have Ray running, if it is not yet. Raises `ConfigError` where it cannot be started here."""
+        if not ray.is_initialized():
+            with _ray_trouble("A local Ray cluster cannot be started"):
+                start_local(_local_cpus(self._config))
+            self._has_started_ray = True
+
+    def stop(self) -> None:
+        """End Ray, if it was started here."""
+        if self._has_started_ray:
+            ray.shutdown()
 
     def actor_options(self) -> dict[str, Any]:
         """Ray options of one replica. Threads are set before any library starts them: too many cost a factor of ten."""
         threads = str(self.cpus_per_replica)
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+        if self.device == "cpu":
+            environment |= allocator.ENVIRONMENT
         return {
             "num_cpus": self.cpus_per_replica,
             "num_gpus": self.gpus_per_replica,
@@ -53,33 +71,51 @@ class Cluster:
         room = int(resources.get("CPU", 0) // self.cpus_per_replica)
         return min(room, int(resources.get("GPU", 0) // self.gpus_per_replica)) if self.gpus_per_replica else room
 
+    def _find_device(self) -> Device:
+        wanted = self._config.model.device
+        has_gpus = has_gpu() if self._is_local else ray.cluster_resources().get("GPU", 0) > 0
+        if self._is_local and wanted == "cuda" and not has_gpus:
+            raise ConfigError(
+                "model.device: cuda is asked for, but this machine has no GPU; use model.device=cpu or auto."
+            )
+        return ("cuda" if has_gpus else "cpu") if wanted == "auto" else wanted
+
 
 @contextlib.contextmanager
 def connect(config: RunConfig) -> Iterator[Cluster]:
-    """Join the cluster that the configuration names, or start a local one; leave it (or end it) afterwards."""
+    """Join the cluster that the configuration names, or have a local one ready; leave it (or end it) afterwards."""
     address = cluster_address(config)
+    joins = address is not None and not ray.is_initialized()  # else a test or a notebook brought its own
     if address is not None:
         _check_answers(address)
-    if ray.is_initialized():  # a test or a notebook brought its own
-        yield _survey(config, is_local=address is None)
-        return
+    if joins:
+        with _ray_trouble(f"Ray cluster at {address} cannot be joined"):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        if address is not None:
+            _check_output(config)
+        cluster = Cluster(config, is_local=address is None)
+        try:
+            yield cluster
+        finally:
+            cluster.stop()
+    finally:
+        if joins:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _ray_trouble(what: str) -> Iterator[None]:
+    """Start or join Ray: its errors become a sentence, its signal handlers and its log do not stay."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if address is None:
-            start_local(_local_cpus(config))
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        yield
     except Exception as error:  # Ray raises bare ones too
-        where = f"Ray cluster at {address} cannot be joined" if address else "A local Ray cluster cannot be started"
-        raise ConfigError(f"{where}: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
+        raise ConfigError(f"{what}: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray puts one of its own on SIGTERM
             signal.signal(number, handler)
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # deaths of replicas are ours to report, once
-    try:
-        yield _survey(config, is_local=address is None)
-    finally:
-        ray.shutdown()
 
 
 @tenacity.retry(
@@ -119,22 +155,7 @@ def _local_cpus(config: RunConfig) -> int:
     return int(max(len(os.sched_getaffinity(0)), asked * config.cluster.cpus_per_replica))
 
 
-def _survey(config: RunConfig, *, is_local: bool) -> Cluster:
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) > 1:
-        check_output_stays(
-            config.output.path, f"the {len(nodes)} nodes of this cluster would each write into their own"
-        )
-    num_gpus = ray.cluster_resources().get("GPU", 0)
-    device = config.model.device
-    if device == "auto":
-        device = "cuda" if num_gpus else "cpu"
-    if is_local and device == "cuda" and not num_gpus:
-        raise ConfigError("model.device: cuda is asked for, but this machine has no GPU; use model.device=cpu or auto.")
-    gpus = config.cluster.gpus_per_replica
-    return Cluster(
-        is_local=is_local,
-        device=device,
-        cpus_per_replica=config.cluster.cpus_per_replica,
-        gpus_per_replica=float(1 if device == "cuda" else 0) if gpus == "auto" else float(gpus),
-    )
+def _check_output(config: RunConfig) -> None:
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    if num_nodes > 1:
+        check_output_stays(config.output.path, f"the {num_nodes} nodes of this cluster would each write into their own")

@@ -1,33 +1,17 @@
-"""Which unit goes out next, which again, and which request is at fault when replicas keep dying. No Ray in here."""
+"""Which unit goes to which replica, and which again: the one place that knows what is in flight. No Ray in here."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
+from skipvar.distributed.isolation import Suspect, request_keys
+from skipvar.distributed.messages import Assignment
 from skipvar.errors import StoppedError
-from skipvar.types import RequestKey, Unit
-
-DEATHS_THAT_CONVICT = 2
-"""A request is given up when replicas died so often with it alone: a node may go down at any moment."""
+from skipvar.types import Unit
 
 
 class UnitKeepsDyingError(StoppedError):
     """A unit kills replicas, but none of its requests does so alone. Stops the run (exit 4): the machine is suspect."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """One unit handed to one replica."""
-
-    unit: Unit
-    attempt: int
-    """From 1: how often the unit was handed out, counting this time."""
-    poisoned: Mapping[RequestKey, str] = field(default_factory=dict)
-    """Requests that kill replicas, with what to say of each in the error table; they are not made."""
-    is_trial: bool = False
-    """Make `unit.only` and throw the images away: only whether the replica survives matters."""
-    is_alone: bool = False
-    """The replica gets nothing else meanwhile, so that a death can be blamed on this unit."""
 
 
 class Dispatcher:
@@ -40,12 +24,13 @@ class Dispatcher:
     def __init__(self, units: Iterator[Unit], *, max_attempts: int, images_per_prompt: int) -> None:
         self._fresh = units
         self._again: deque[Assignment] = deque()
-        self._suspects: deque[_Suspect] = deque()
-        self._under_trial: dict[int, _Suspect] = {}
+        self._suspects: deque[Suspect] = deque()
+        self._in_isolation: dict[int, Suspect] = {}
         self._max_attempts = max_attempts
         self._images_per_prompt = images_per_prompt
         self._ahead: Unit | None = next(units, None)
-        self.num_in_flight = 0
+        self._in_flight: dict[str, dict[int, Assignment]] = {}
+        """By replica, by unit."""
 
     @property
     def has_work(self) -> bool:
@@ -54,14 +39,26 @@ class Dispatcher:
 
     @property
     def is_done(self) -> bool:
-        return not self.has_work and self.num_in_flight == 0
+        return not self.has_work and not self._in_flight
 
-    def next(self, *, is_idle: bool) -> Assignment | None:
-        """The next assignment for a replica; `is_idle`: it has no other unit, so that a suspect may go to it."""
+    @property
+    def num_in_flight(self) -> int:
+        return sum(map(len, self._in_flight.values()))
+
+    def held_by(self, replica: str) -> Mapping[int, Assignment]:
+        """What a replica has, by unit."""
+        return self._in_flight.get(replica, {})
+
+    def is_reserved(self, replica: str) -> bool:
+        """Whether a replica holds a unit that must be alone."""
+        return any(assignment.is_alone for assignment in self.held_by(replica).values())
+
+    def next(self, replica: str) -> Assignment | None:
+        """The next assignment for a replica; a suspect goes only to one that has nothing else."""
         assignment: Assignment | None = None
-        if self._suspects and is_idle:
+        if self._suspects and not self.held_by(replica):
             suspect = self._suspects.popleft()
-            self._under_trial[suspect.unit.index] = suspect
+            self._in_isolation[suspect.unit.index] = suspect
             assignment = suspect.assignment()
         elif self._again:
             assignment = self._again.popleft()
@@ -69,27 +66,29 @@ class Dispatcher:
             assignment = Assignment(unit=self._ahead, attempt=1)
             self._ahead = next(self._fresh, None)
         if assignment is not None:
-            self.num_in_flight += 1
+            self._in_flight.setdefault(replica, {})[assignment.unit.index] = assignment
         return assignment
 
-    def finished(self, assignment: Assignment) -> None:
-        """The unit is published, or the trial survived."""
-        self.num_in_flight -= 1
-        suspect = self._under_trial.pop(assignment.unit.index, None)
-        if suspect is not None and assignment.is_trial:
+    def finished(self, replica: str, unit: int) -> Assignment:
+        """The unit is published, or its isolation survived; what it was."""
+        assignment = self._in_flight[replica].pop(unit)
+        if not self._in_flight[replica]:
+            del self._in_flight[replica]
+        suspect = self._in_isolation.pop(unit, None)
+        if suspect is not None and assignment.is_isolation:
             suspect.survived()
             if suspect.num_false_alarms > self._max_attempts:
                 raise UnitKeepsDyingError(
-                    f"Unit {assignment.unit.index} killed {suspect.num_deaths} replicas, but none of its requests does "
+                    f"Unit {unit} killed {suspect.num_deaths} replicas, but none of its requests does "
                     "so alone; look at the replicas' memory and logs, then run the same command again."
                 )
             self._suspects.append(suspect)
+        return assignment
 
-    def lost(self, assignments: Sequence[Assignment], *, is_preempted: bool) -> None:
-        """A replica went with these in flight; a preempted one does not count against its units."""
-        self.num_in_flight -= len(assignments)
-        for assignment in assignments:
-            suspect = self._under_trial.pop(assignment.unit.index, None)
+    def lost(self, replica: str, *, is_preempted: bool) -> None:
+        """A replica is gone, with all it had; a preempted one does not count against its units."""
+        for assignment in self._in_flight.pop(replica, {}).values():
+            suspect = self._in_isolation.pop(assignment.unit.index, None)
             if suspect is not None:
                 if not is_preempted:
                     suspect.died()
@@ -99,60 +98,5 @@ class Dispatcher:
             elif assignment.attempt < self._max_attempts:
                 self._again.append(replace(assignment, attempt=assignment.attempt + 1))
             else:
-                keys = _request_keys(assignment.unit, self._images_per_prompt)
-                self._suspects.append(_Suspect(assignment.unit, keys, num_deaths=assignment.attempt))
-
-
-@dataclass
-class _Suspect:
-    """The search for the request at fault in one unit."""
-
-    unit: Unit
-    keys: list[RequestKey]
-    """Requests of the unit that are not poisoned."""
-    num_deaths: int
-    candidates: list[RequestKey] | None = None
-    """The fault is among these. None: not searching; the unit runs alone, for real."""
-    poisoned: dict[RequestKey, str] = field(default_factory=dict)
-    num_false_alarms: int = 0
-    num_deaths_of_one: int = 0
-    """Of the only candidate left: one death could be a coincidence."""
-
-    def assignment(self) -> Assignment:
-        unit, attempt = self.unit, self.num_deaths + 1
-        if self.candidates is None:
-            return Assignment(unit=unit, attempt=attempt, poisoned=dict(self.poisoned), is_alone=True)
-        trial = replace(unit, only=frozenset(self._tried()))
-        return Assignment(unit=trial, attempt=attempt, is_trial=True, is_alone=True)
-
-    def died(self) -> None:
-        self.num_deaths += 1
-        self.candidates = self.keys if self.candidates is None else self._tried()
-        if len(self.candidates) > 1:
-            return
-        self.num_deaths_of_one += 1
-        if self.num_deaths_of_one == DEATHS_THAT_CONVICT:
-            [key] = self.candidates
-            self.num_deaths_of_one = 0
-            self.poisoned[key] = f"The replica died making this request alone, as did {self.num_deaths - 1} before it."
-            self.keys = [other for other in self.keys if other != key]
-            self.candidates = None
-
-    def survived(self) -> None:
-        """The trial's requests are innocent: the fault is among the others, or was none of the requests'."""
-        assert self.candidates is not None
-        others = self.candidates[len(self._tried()) :]
-        self.candidates = others or None
-        self.num_false_alarms += not others
-        self.num_deaths_of_one = 0
-
-    def _tried(self) -> list[RequestKey]:
-        assert self.candidates is not None
-        return self.candidates[: (len(self.candidates) + 1) // 2]
-
-
-def _request_keys(unit: Unit, images_per_prompt: int) -> list[RequestKey]:
-    if unit.only is not None:
-        return sorted(unit.only)
-    positions = range(unit.first_position, unit.first_position + unit.num_rows)
-    return [(position, image_index) for position in positions for image_index in range(images_per_prompt)]
+                keys = request_keys(assignment.unit, self._images_per_prompt)
+                self._suspects.append(Suspect(assignment.unit, keys, num_deaths=assignment.attempt))

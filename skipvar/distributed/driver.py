@@ -1,60 +1,45 @@
-"""Hands units to replicas until every one is published, or the run has to stop. It keeps no prompts."""
+"""Keeps replicas supplied with units until every one is published, or the run has to stop. It keeps no prompts."""
 
 import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 from skipvar.config import RunConfig
-from skipvar.distributed.dispatch import Assignment, Dispatcher
-from skipvar.distributed.fleet import Event, Fleet, Member, ReplicaLost
+from skipvar.distributed.dispatch import Dispatcher
+from skipvar.distributed.fleet import Fleet, Member
+from skipvar.distributed.messages import (
+    Assignment,
+    Progress,
+    ReplicaLost,
+    RunFailed,
+    Started,
+    Supply,
+    ToDriver,
+    UnitDone,
+)
 from skipvar.distributed.metrics import Metrics
 from skipvar.distributed.opening import OpenRun
 from skipvar.distributed.stopping import StopSignal
-from skipvar.errors import ModelError, SkipvarError, StoppedError
-from skipvar.types import UnitReport
+from skipvar.errors import StoppedError
 
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
-PROGRESS_SECONDS = 1.0
 SURVEY_SECONDS = 10.0
 """How often the cluster is asked for room for more replicas."""
+OPEN_FACTOR = 4
+"""Unpublished requests a replica may hold, in multiples of what it wants."""
 NUM_SEARCHES = 3
 """The run gives up when replicas die as often as this many searches for a request at fault, without one success."""
 MIN_COUNTED_REQUESTS = 100
 """The error budget is not judged on fewer."""
-MUST_AGREE = ("weights_sha256", "model_config_sha256", "policy_sha256", "dtype", "num_scales")
-"""What every replica must describe as the first one did: else one run would hold two kinds of images."""
-
-
-def start_first_replica(fleet: Fleet, config: RunConfig, stop: StopSignal) -> tuple[Member, dict[str, Any]]:
-    """The first replica to come up, with its description; it resolves what depends on the device for the whole run."""
-    num_deaths = 0
-    while True:
-        fleet.grow(max(1, len(fleet.members)))
-        candidate = fleet.members[0]
-        fleet.call(candidate, "start", config)
-        warned = time.monotonic()
-        event: Event | None = None
-        while event is None:
-            stop.check()
-            event = next(iter(fleet.events(TICK_SECONDS)), None)
-            if time.monotonic() - warned > 30:
-                logger.info("Waiting for the first replica: the cluster is making room, or the model is loading")
-                warned = time.monotonic()
-        if isinstance(event.result, SkipvarError):
-            raise event.result
-        if not isinstance(event.result, ReplicaLost):
-            return candidate, event.result
-        fleet.drop(candidate)
-        num_deaths += not event.result.is_preempted
-        _give_up_if(num_deaths >= config.max_attempts, num_deaths, event.result)
+WAITING_SECONDS = 30.0
+"""A line is logged so often while no replica is up."""
 
 
 class Driver:
-    """The loop over what replicas ask for and report."""
+    """The loop over what replicas say."""
 
     def __init__(
         self,
@@ -68,116 +53,154 @@ class Driver:
         """`room` says how many replicas the cluster can hold."""
         self._config, self._fleet, self._room, self._run = config, fleet, room, run
         self._metrics, self._stop = metrics, stop
-        self._order = run.order()
         self._num_units_left = run.num_units
         self._dispatcher = Dispatcher(
             run.units, max_attempts=config.max_attempts, images_per_prompt=config.sampling.images_per_prompt
         )
         self._surveyed = -math.inf
+        self._waited_since = time.monotonic()
         self._has_begun = False
         self._num_expected = 1
         """Replicas that are up or have room to start."""
         self._num_deaths = 0
-        """Replicas that died at work since a unit was published or a trial survived."""
+        """Replicas that died at work since a unit was published or an isolation survived."""
         self._num_idle_deaths = 0
         """Replicas that died before they had anything to do, since then."""
 
-    def run(self, first: Member) -> None:
-        """Returns when every unit is published. `first` has described itself already.
+    def run(self) -> None:
+        """Returns when every unit is published.
 
         Raises `StoppedError`, or the `SkipvarError` of the replica that met it.
         """
-        if not self._dispatcher.is_done:
-            self._fleet.call(first, "open", self._order)
         while not self._dispatcher.is_done:
             self._keep_fleet()
-            for event in self._fleet.events(TICK_SECONDS):
-                self._handle(event)
+            for member, message in self._fleet.events(TICK_SECONDS):
+                self._handle(member, message)
+            self._end_hanging()
             self._stop.check()
             self._check_limits()
-            self._metrics.show()
+            self._metrics.show([member.progress for member in self._fleet.members])
 
-    def _handle(self, event: Event) -> None:
-        member, result = event.member, event.result
-        if isinstance(result, SkipvarError):
-            raise result
-        if isinstance(result, ReplicaLost):
-            self._lose(member, result)
-        elif event.method == "start":
-            self._check_description(member, result)
-            self._fleet.call(member, "open", self._order)
-        elif event.method == "open":
-            logger.info("%s is up: %d of %d replicas", member.name, self._num_up() + 1, len(self._fleet.members))
-            member.is_up = True
-            self._fleet.call(member, "want_unit")
-            self._fleet.call(member, "progress", PROGRESS_SECONDS)
-            if not self._has_begun and self._num_up() >= self._num_needed():
-                self._has_begun = True
-                self._offer_again()
-        elif event.method == "want_unit":
-            member.is_asking = True
-            self._offer(member)
-        elif event.method == "run":
-            self._finish(member, event.argument, result)
-        elif event.method == "progress":
-            self._metrics.in_hand(member.name, result)
-            self._fleet.call(member, "progress", PROGRESS_SECONDS)
+    def _handle(self, member: Member, message: ToDriver) -> None:
+        match message:
+            case Started():
+                self._start(member, message)
+            case Progress():
+                before = member.progress
+                if (message.num_steps, message.num_published) != (before.num_steps, before.num_published):
+                    member.moved_at = time.monotonic()
+                member.progress = message
+                self._supply(member)
+            case UnitDone():
+                self._finish(member, message)
+            case ReplicaLost():
+                self._lose(member, message)
+            case RunFailed():
+                raise message.error
 
-    def _offer(self, member: Member) -> None:
-        """Give the replica that asks a unit, if there is one for it; else tell it not to wait for more.
+    def _start(self, member: Member, message: Started) -> None:
+        member.wanted_requests = message.wanted_requests
+        logger.info(
+            "%s is up (%s): %d of %d replicas", member.name, message.report.processor, self._num_up(),
+            len(self._fleet.members),
+        )  # fmt: skip
+        if self._has_begun:
+            self._supply(member)
+        elif self._num_up() >= self._num_needed():
+            self._has_begun = True
+            self._supply_all()
 
-        It never holds more than its share of the units that are left: the others' share is theirs to make, even where
-        they are still starting.
+    def _supply(self, member: Member) -> None:
+        """Give a replica what it wants, and never more than its share of the units that are left.
+
+        The others' share is theirs to make, even where they are still starting. A replica that gets no more for now is
+        told so: its part-full batches need not wait.
         """
-        if member.is_reserved or not self._has_begun:
+        if not self._has_begun or member.wanted_requests is None:
             return
-        has_share = len(member.in_flight) >= math.ceil(self._num_units_left / self._num_expected)
-        assignment = None if has_share else self._dispatcher.next(is_idle=not member.in_flight)
-        if assignment is not None:
-            member.in_flight[assignment.unit.index] = assignment
-            member.is_asking = False
-            self._fleet.call(member, "run", assignment)
-            if not assignment.is_alone:
-                self._fleet.call(member, "want_unit")
-        if assignment is None or assignment.is_alone or not self._dispatcher.has_work:
-            self._fleet.call(member, "finish_up")
+        given: list[Assignment] = []
+        is_more_coming = False
+        while self._may_have_another(member):
+            if self._num_unfinished(member) >= member.wanted_requests:
+                is_more_coming = self._dispatcher.has_work
+                break
+            assignment = self._dispatcher.next(member.name)
+            if assignment is None:
+                break
+            given.append(assignment)
+            member.num_sent += 1
+        if given and len(given) == len(self._dispatcher.held_by(member.name)):
+            member.moved_at = time.monotonic()  # it was idle until now
+        if given or is_more_coming != member.expects_more:
+            member.expects_more = is_more_coming
+            self._fleet.send(member, Supply(assignments=tuple(given), is_more_coming=is_more_coming))
 
-    def _finish(self, member: Member, assignment: Assignment, report: UnitReport | None) -> None:
-        del member.in_flight[assignment.unit.index]
-        self._dispatcher.finished(assignment)
+    def _may_have_another(self, member: Member) -> bool:
+        num_held = len(self._dispatcher.held_by(member.name))
+        assert member.wanted_requests is not None
+        return (
+            not self._dispatcher.is_reserved(member.name)
+            and num_held < math.ceil(self._num_units_left / self._num_expected)
+            and num_held * self._run.unit_requests < OPEN_FACTOR * member.wanted_requests
+        )
+
+    def _num_unfinished(self, member: Member) -> int:
+        """Requests without a result that a replica has, or that are on their way to it."""
+        return member.progress.num_unfinished + (member.num_sent - member.progress.num_read) * self._run.unit_requests
+
+    def _supply_all(self) -> None:
+        """What was given back may be for a replica that was told to expect no more."""
+        for member in self._fleet.members:
+            if self._dispatcher.has_work and not member.expects_more:
+                self._supply(member)
+
+    def _finish(self, member: Member, message: UnitDone) -> None:
+        assignment = self._dispatcher.finished(member.name, message.unit)
+        member.moved_at = time.monotonic()
         self._num_deaths = self._num_idle_deaths = 0
-        if report is not None:
+        if (report := message.report) is not None:
             self._num_units_left -= 1
             self._metrics.published(report)
             logger.debug("unit %d: %d images, %d failures", report.unit, report.num_images, report.num_failures)
             if not report.same_content:
                 logger.warning("Unit %d was published before with other content; that stays", report.unit)
         if assignment.is_alone:
-            self._fleet.call(member, "want_unit")
-        self._offer_again()
+            self._supply_all()
+        self._supply(member)
 
     def _lose(self, member: Member, loss: ReplicaLost) -> None:
         """Requeue what the replica had; the next round replaces it."""
+        held = self._dispatcher.held_by(member.name)
         why = "was preempted" if loss.is_preempted else f"is lost ({loss.reason})"
-        units = ", ".join(str(index) for index in sorted(member.in_flight)) or "none"
+        units = ", ".join(str(index) for index in sorted(held)) or "none"
         logger.warning("%s %s; units to be made again: %s", member.name, why, units)
+        was_idle = not held
         self._fleet.drop(member)
-        self._metrics.in_hand(member.name, None)
-        self._dispatcher.lost(list(member.in_flight.values()), is_preempted=loss.is_preempted)
+        self._metrics.lost(is_preempted=loss.is_preempted, num_units=len(held))
+        self._dispatcher.lost(member.name, is_preempted=loss.is_preempted)
         if member.is_up:
             self._surveyed = -math.inf  # replaced at once; one that dies at start waits for the next survey
         if not loss.is_preempted:
-            self._count_death(member, loss)
-        self._offer_again()
+            self._count_death(loss, was_idle=was_idle)
+        self._supply_all()
 
-    def _count_death(self, member: Member, loss: ReplicaLost) -> None:
+    def _end_hanging(self) -> None:
+        """A replica with work that shows neither a step nor a publication for too long is as good as dead."""
+        limit = self._config.cluster.replica_timeout_seconds
+        for member in list(self._fleet.members):
+            if self._dispatcher.held_by(member.name) and time.monotonic() - member.moved_at > limit:
+                reason = f"no step and no publication for {limit:g} s (cluster.replica_timeout_seconds)"
+                self._lose(member, ReplicaLost(reason=reason))
+
+    def _count_death(self, loss: ReplicaLost, *, was_idle: bool) -> None:
         """Give up where replicas die without anything getting done; one bad node beside good ones is no reason."""
-        if member.in_flight:
+        if not was_idle:
             self._num_deaths += 1
             _give_up_if(self._num_deaths > self._max_deaths, self._num_deaths, loss)
         else:
             self._num_idle_deaths += 1
-            is_hopeless = self._num_idle_deaths > self._config.max_attempts and self._num_up() == 0
+            num_too_many = self._config.max_attempts * self._num_expected
+            is_hopeless = self._num_idle_deaths > num_too_many and self._num_up() == 0
             _give_up_if(is_hopeless, self._num_idle_deaths, loss)
 
     @property
@@ -186,26 +209,20 @@ class Driver:
         num_halvings = math.ceil(math.log2(max(2, self._run.unit_requests)))
         return NUM_SEARCHES * (self._config.max_attempts + 2 + num_halvings)
 
-    def _offer_again(self) -> None:
-        """What was just given back may be for a replica that asked in vain."""
-        if self._dispatcher.has_work:
-            for member in self._fleet.members:
-                if member.is_asking:
-                    self._offer(member)
-
     def _keep_fleet(self) -> None:
-        """Have as many replicas as there is room and work for; start those that joined."""
+        """Have as many replicas as there is room and work for."""
         if time.monotonic() - self._surveyed >= SURVEY_SECONDS or len(self._fleet.members) < self._num_needed():
             self._surveyed = time.monotonic()
             most = self._config.cluster.replicas.max
             room = max(1, self._room()) if most == "auto" else int(most)
-            known = set(self._fleet.members)
             size = min(room, max(1, self._num_units_left))
             self._num_expected = max(1, min(size, self._room()))
             self._fleet.grow(size)
-            for member in self._fleet.members:
-                if member not in known:
-                    self._fleet.call(member, "start", self._config)
+        if self._num_up():
+            self._waited_since = time.monotonic()
+        elif time.monotonic() - self._waited_since > WAITING_SECONDS:
+            self._waited_since = time.monotonic()
+            logger.info("Waiting for the first replica: the cluster is making room, or the model is loading")
 
     def _num_up(self) -> int:
         return sum(member.is_up for member in self._fleet.members)
@@ -214,15 +231,12 @@ class Driver:
         """Replicas that must be up before the first unit is handed out."""
         return min(self._config.cluster.replicas.min, max(1, self._num_units_left))
 
-    def _check_description(self, member: Member, description: dict[str, Any]) -> None:
-        for key in MUST_AGREE:
-            if description.get(key) != self._run.description.get(key):
-                raise ModelError(
-                    f"{member.name} has another {key} than the first replica ({description.get(key)} against "
-                    f"{self._run.description.get(key)}); give all nodes the same weights and policy."
-                )
-
     def _check_limits(self) -> None:
+        self._metrics.tick(
+            num_replicas=self._num_up(),
+            num_units_left=self._num_units_left,
+            num_in_flight=self._dispatcher.num_in_flight,
+        )
         num_done, share = self._metrics.num_done, self._config.max_error_share
         if num_done >= MIN_COUNTED_REQUESTS and self._metrics.num_failures > share * num_done:
             raise StoppedError(

@@ -3,14 +3,13 @@
 import itertools
 import os
 import time
-from dataclasses import replace
 
 import torch
 
-from skipvar.config import RunConfig
-from skipvar.distributed.opening import plan_for_model
-from skipvar.distributed.replica import build_real_engine
-from skipvar.engine.build import estimate_cost
+from skipvar.config import BudgetConfig, RunConfig
+from skipvar.engine.resolved import resolve, strategy_costs
+from skipvar.local import build_local_engine
+from skipvar.shards.cache import StoredFiles
 from skipvar.shards.prompts import plan_input, read_unit
 from skipvar.types import Request
 
@@ -19,11 +18,10 @@ WARM_UP_IMAGES = 16
 
 def estimate(config: RunConfig) -> str:
     """A few lines for a person. Raises `SkipvarError` for what the run itself would refuse at start."""
-    plan = plan_input(config)
-    costs = estimate_cost(config)["token_forwards"]
-    is_cuda = config.model.device == "cuda" or (config.model.device == "auto" and torch.cuda.is_available())
-    engine = build_real_engine(replace(config, model=replace(config.model, device="cuda" if is_cuda else "cpu")))
-    plan = plan_for_model(plan, config, engine.describe())
+    resolved = resolve(config, StoredFiles(config.storage))
+    plan = plan_input(config, resolved.num_scales, resolved.max_image_pixels)
+    costs = strategy_costs(resolved, config.sampling.aspect_ratio)
+    engine = build_local_engine(config, resolved)
     items = itertools.islice(read_unit(plan.unit(0), plan.spec), WARM_UP_IMAGES)
     requests = [item for item in items if isinstance(item, Request)]
     engine.submit(requests[:1])
@@ -32,23 +30,39 @@ def estimate(config: RunConfig) -> str:
     engine.submit(requests)
     engine.drain()
     seconds = (time.perf_counter() - started) / max(1, len(requests))
-    num_replicas = _num_replicas(config, plan.num_units, is_cuda=is_cuda)
+    num_replicas = _num_replicas(config, plan.num_units, device=resolved.device)
     lines = [
         f"prompts: {plan.num_rows}, images: {plan.num_requests}, units: {plan.num_units}",
-        f"policy: {engine.describe()['policy']}",
+        f"policy: {resolved.policy.name}",
         "token-forwards an image (share of base):",
         *(f"  {name:9} {cost:>9,} ({cost / costs['base']:.0%})" for name, cost in costs.items()),
         f"one replica: {1 / seconds:.2f} images/s, measured on {len(requests)} images",
         f"estimated time with {num_replicas} replicas: {_hours(plan.num_requests * seconds / num_replicas)}",
     ]
+    lines += cost_lines(config.budget, plan.num_requests, seconds)
     return "\n".join(lines)
 
 
-def _num_replicas(config: RunConfig, num_units: int, *, is_cuda: bool) -> int:
+def cost_lines(budget: BudgetConfig, num_images: int, seconds_per_image: float) -> list[str]:
+    """What the whole input costs, where a price is known: replica time is paid, however many share it."""
+    price = budget.usd_per_replica_hour
+    if price is None:
+        return ["cost: unknown; give budget.usd_per_replica_hour"]
+    each = seconds_per_image / 3600 * price
+    line = f"cost of the whole input: {num_images * each:.2f} USD, {each:.2g} an image, at {price:g} USD a replica hour"
+    over = budget.max_usd is not None and num_images * each > budget.max_usd
+    return [line + (f": more than budget.max_usd ({budget.max_usd:g}), where it will stop" if over else "")]
+
+
+def _num_replicas(config: RunConfig, num_units: int, *, device: str) -> int:
     """Replicas that this machine would run; a cluster's size is not known before it is joined."""
     most = config.cluster.replicas.max
     if most == "auto":
-        most = torch.cuda.device_count() if is_cuda else len(os.sched_getaffinity(0)) // config.cluster.cpus_per_replica
+        most = (
+            torch.cuda.device_count()
+            if device == "cuda"
+            else len(os.sched_getaffinity(0)) // config.cluster.cpus_per_replica
+        )
     return max(1, min(int(most), num_units))
 
 

@@ -1,5 +1,6 @@
 """What must be settled before Ray is imported, and what the place of execution means for paths. No Ray in here."""
 
+import json
 import os
 import secrets
 import sys
@@ -17,6 +18,12 @@ _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 def is_submitted() -> bool:
     """Whether this process is the entry point of a job started by `ray job submit`."""
     return _SUBMITTED in os.environ
+
+
+def brings_its_folder() -> bool:
+    """Whether the job was submitted with `--working-dir`: Ray then unpacks it on every node, each time elsewhere."""
+    runtime_env = json.loads(os.environ.get(_SUBMITTED, "{}")).get("runtime_env") or {}
+    return "working_dir" in runtime_env
 
 
 def cluster_address(config: RunConfig) -> str | None:
@@ -46,11 +53,12 @@ def prepare_environment(config: RunConfig) -> None:
 def resolve_paths(config: RunConfig) -> RunConfig:
     """The configuration with local paths made absolute, so that replicas find them whatever their working folder is.
 
-    A submitted job's working folder is the same on every node and is left alone, but vanishes with the job: a relative
-    output is refused there with `ConfigError`.
+    A submitted job's relative output is refused with `ConfigError`: it would lie in a folder that vanishes, or on the
+    head alone. The other paths of one that brings its folder along are left as they are: each node has it elsewhere.
     """
     if is_submitted():
         check_output_stays(config.output.path, "under `ray job submit` it would vanish with the job's working folder")
+    if brings_its_folder():
         return config
     inputs = config.input.path
     model = config.model

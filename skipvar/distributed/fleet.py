@@ -1,9 +1,9 @@
-"""The replicas as the driver sees them: who is up, what is under way, how each call ended. Ray's errors stop here."""
+"""The replicas as the driver sees them: who there is, and what they say. Ray's errors stop here."""
 
 import contextlib
 import itertools
-import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,125 +11,110 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from skipvar.distributed.cluster import Cluster
-from skipvar.distributed.dispatch import Assignment
-from skipvar.distributed.replica import EngineFactory, ReplicaActor
-from skipvar.errors import SkipvarError
-
-logger = logging.getLogger(__name__)
+from skipvar.distributed.messages import Progress, ReplicaLost, Stop, Stopped, ToDriver, ToReplica
+from skipvar.distributed.opening import WorkOrder
+from skipvar.distributed.replica import ReplicaActor
 
 
 @dataclass(eq=False)
 class Member:
-    """One replica."""
+    """One replica, and what the driver knows of it."""
 
     name: str
     actor: Any
-    is_up: bool = False
-    """It has units, or may get some."""
-    is_asking: bool = False
-    """It wants a unit, and there was none for it."""
-    in_flight: dict[int, Assignment] = field(default_factory=dict)
-    """By unit index."""
+    wanted_requests: int | None = None
+    """As in `Started`; None: the model is being loaded."""
+    progress: Progress = field(default_factory=Progress)
+    """The last that it told."""
+    num_sent: int = 0
+    """Units it was ever sent."""
+    expects_more: bool = False
+    """What it was told last: `Supply.is_more_coming`."""
+    moved_at: float = field(default_factory=time.monotonic)
+    """When it last showed that it gets on."""
 
     @property
-    def is_reserved(self) -> bool:
-        """It holds a unit that must be alone."""
-        return any(assignment.is_alone for assignment in self.in_flight.values())
-
-
-@dataclass(frozen=True)
-class ReplicaLost:
-    """A call did not end because its replica is gone, or is of no use any more."""
-
-    reason: str
-    is_preempted: bool
-
-
-@dataclass(frozen=True)
-class Event:
-    """A call that ended."""
-
-    member: Member
-    method: str
-    argument: Any
-    result: Any
-    """What the call returned, or `ReplicaLost`, or the `SkipvarError` that stops the run."""
+    def is_up(self) -> bool:
+        return self.wanted_requests is not None
 
 
 class Fleet:
-    """Creates replicas, calls them and looks at how every call ended."""
+    """Creates replicas, tells them what to do, and hears what they say."""
 
-    def __init__(self, cluster: Cluster, engine_factory: EngineFactory) -> None:
-        self._cluster = cluster
-        self._engine_factory = engine_factory
+    def __init__(self, cluster: Cluster, build_engine: Callable[[], Any], order: WorkOrder) -> None:
+        self._cluster, self._build_engine, self._order = cluster, build_engine, order
         self._numbers = itertools.count()
-        self._calls: dict[Any, tuple[Member, str, Any]] = {}
+        self._listening: dict[Any, Member] = {}
         self.members: list[Member] = []
 
     def grow(self, size: int) -> None:
         """Create replicas until there are `size`; those that the cluster has no room for yet wait for it."""
         while len(self.members) < size:
             name = f"replica-{next(self._numbers)}"
-            actor = ReplicaActor.options(**self._cluster.actor_options()).remote(name, self._engine_factory)
-            self.members.append(Member(name, actor))
+            options = self._cluster.actor_options()
+            actor = ReplicaActor.options(**options).remote(name, self._build_engine, self._order, options["num_cpus"])
+            member = Member(name, actor)
+            self.members.append(member)
+            self._listening[actor.receive.remote()] = member
 
-    def call(self, member: Member, method: str, argument: Any = None, *more: Any) -> None:
-        """Call a method of the replica; `events` tells how it ended."""
-        arguments = () if argument is None else (argument, *more)
-        self._calls[getattr(member.actor, method).remote(*arguments)] = (member, method, argument)
+    def send(self, member: Member, message: ToReplica) -> None:
+        """Tell a replica something; messages arrive in their order. That one is gone, `events` will say."""
+        member.actor.send.remote(message)
 
-    def events(self, timeout_seconds: float) -> Iterator[Event]:
-        """The calls that have ended, after waiting for one at most so long. A dropped replica's are forgotten."""
-        if not self._calls:
+    def events(self, timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
+        """What replicas say, after waiting for something at most so long. A dropped replica is not heard any more."""
+        if not self._listening:
+            time.sleep(timeout_seconds)
             return
-        ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=timeout_seconds, fetch_local=False)
+        ready, _ = ray.wait(list(self._listening), num_returns=1, timeout=timeout_seconds, fetch_local=False)
         if ready:
-            ready, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0, fetch_local=False)
+            ready, _ = ray.wait(list(self._listening), num_returns=len(self._listening), timeout=0, fetch_local=False)
         for reference in ready:
-            if reference in self._calls:  # else its replica was dropped while an earlier event was handled
-                member, method, argument = self._calls.pop(reference)
-                yield Event(member, method, argument, _outcome(reference))
+            member = self._listening.pop(reference, None)  # None: dropped while an earlier message was handled
+            if member is None:
+                continue
+            said = _said(reference)
+            if not isinstance(said[-1], ReplicaLost | Stopped):
+                self._listening[member.actor.receive.remote()] = member
+            for message in said:
+                if member in self.members:
+                    yield member, message
 
     def drop(self, member: Member) -> None:
-        """End a replica and forget its calls."""
+        """End a replica and hear it no more."""
         self.members.remove(member)
-        self._calls = {reference: call for reference, call in self._calls.items() if call[0] is not member}
+        self._listening = {reference: other for reference, other in self._listening.items() if other is not member}
         with contextlib.suppress(RayError):
             ray.kill(member.actor)
 
-    def stop(self, timeout_seconds: float) -> list[Event]:
-        """Let all replicas publish what is complete, then end them.
-
-        Returns the events of this time: the units that were published still, and the statistics (of `stop`) of the
-        replicas that answered.
-        """
+    def stop(self, timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
+        """Let all replicas publish what is complete, then end them. Yields what they still say."""
         for member in list(self.members):
-            if member.is_up:
-                self.call(member, "stop")
+            if member.is_up and timeout_seconds:
+                self.send(member, Stop())
             else:  # still starting, or waiting for room: nothing to wait for
                 self.drop(member)
-        stops = [reference for reference, (_, method, _) in self._calls.items() if method == "stop"]
-        if stops:
-            ray.wait(stops, num_returns=len(stops), timeout=timeout_seconds, fetch_local=False)
-        events = list(self.events(0))
+        deadline = time.monotonic() + timeout_seconds
+        while self.members and (left := deadline - time.monotonic()) > 0:
+            for member, message in self.events(left):
+                yield member, message
+                if isinstance(message, Stopped | ReplicaLost):
+                    self.drop(member)
         for member in list(self.members):
             self.drop(member)
-        return events
 
 
-def _outcome(reference: Any) -> Any:
+def _said(reference: Any) -> tuple[ToDriver, ...]:
+    """The messages that a call brought; at least one."""
     try:
-        return ray.get(reference)
+        said: tuple[ToDriver, ...] = ray.get(reference)
+        return said
     except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, SkipvarError):
-            return cause
-        return ReplicaLost(f"{type(cause).__name__}: {cause}", is_preempted=False)
+        return (ReplicaLost(reason=f"{type(error.cause).__name__}: {error.cause}"),)
     except RayActorError as error:
-        is_preempted = error.preempted or "node has died" in str(error)
-        return ReplicaLost(_reason(error), is_preempted)
+        return (ReplicaLost(reason=_reason(error), is_preempted=error.preempted or "node has died" in str(error)),)
     except RayError as error:
-        return ReplicaLost(_reason(error), is_preempted=False)
+        return (ReplicaLost(reason=_reason(error)),)
 
 
 def _reason(error: Exception) -> str:

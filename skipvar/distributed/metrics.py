@@ -4,10 +4,14 @@ import logging
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from skipvar.distributed.worker import Progress
+from skipvar.config import BudgetConfig
+from skipvar.distributed.cost import Cost
+from skipvar.distributed.messages import Progress
+from skipvar.distributed.prometheus import RunMetrics
 from skipvar.types import UnitReport
 
 logger = logging.getLogger(__name__)
@@ -17,10 +21,17 @@ BAR_SECONDS = 0.5
 
 
 class Metrics:
-    """Adds up what units report and what replicas have in hand."""
+    """Adds up what units report; what replicas have in hand is shown with it and not kept."""
 
-    def __init__(self, num_requests: int, num_before: int) -> None:
-        """`num_requests` of the whole run, of which `num_before` were accounted for when it was resumed."""
+    def __init__(
+        self, num_requests: int, num_before: int, cost: Cost | None = None, exported: RunMetrics | None = None
+    ) -> None:
+        """`num_requests` of the whole run, of which `num_before` were accounted for when it was resumed.
+
+        `exported`: where Ray's Prometheus endpoint gets the numbers from, if anywhere.
+        """
+        self.cost = cost or Cost(BudgetConfig())
+        self._exported = exported
         self.strategies: Counter[str] = Counter()
         """Published images under each strategy."""
         self.num_failures = 0
@@ -29,7 +40,6 @@ class Metrics:
         """Units that another worker had published with other content than was made here."""
         self.num_bytes = 0
         self._num_requests, self._num_before = num_requests, num_before
-        self._in_hand: dict[str, Progress] = {}
         self._started = time.monotonic()
         self._shown = self._started
         self._bar: tqdm[None] | None = None
@@ -55,37 +65,51 @@ class Metrics:
         self.num_bytes += report.num_bytes
         self.num_units += 1
         self.num_differing_units += not report.same_content
+        if self._exported is not None:
+            self._exported.published(report.strategies, report.num_failures)
 
-    def in_hand(self, replica: str, progress: Progress | None) -> None:
-        """What a replica has made but not published; None: the replica is gone, and that with it."""
-        if progress is None:
-            self._in_hand.pop(replica, None)
-        else:
-            self._in_hand[replica] = progress
+    def lost(self, *, is_preempted: bool, num_units: int) -> None:
+        """A replica is gone; `num_units` are to be made again."""
+        if self._exported is not None:
+            self._exported.lost(is_preempted=is_preempted, num_units=num_units)
 
-    def show(self) -> None:
-        """Bring the bar up to date, or write a line if the last one is old enough."""
+    def tick(self, *, num_replicas: int, num_units_left: int, num_in_flight: int) -> None:
+        """Once a round of the driver: what is up costs. Raises `StoppedError` at the end of the budget."""
+        self.cost.tick(num_replicas)
+        if self._exported is not None:
+            self._exported.update(
+                num_replicas=num_replicas,
+                num_units_left=num_units_left,
+                num_in_flight=num_in_flight,
+                usd=self.cost.usd,
+                usd_per_image=self.cost.usd_per_image(self.num_images),
+            )
+        self.cost.check()
+
+    def show(self, in_hand: Sequence[Progress]) -> None:
+        """Bring the bar up to date, or write a line if the last one is old enough. `in_hand`: of each replica."""
         interval = LINE_SECONDS if self._bar is None else BAR_SECONDS
         if time.monotonic() - self._shown < interval:
             return
         self._shown = time.monotonic()
-        num_made = self.num_done + sum(p.num_failures + sum(p.strategies.values()) for p in self._in_hand.values())
+        num_made = self.num_done + sum(each.num_failures + sum(each.strategies.values()) for each in in_hand)
         if self._bar is not None:
             self._bar.n = self._num_before + num_made
-            self._bar.set_postfix_str(self.mix(), refresh=False)
+            self._bar.set_postfix_str(self.mix(in_hand), refresh=False)
             self._bar.refresh()
             return
         rate = num_made / self.seconds
         left = self._num_requests - self._num_before - num_made
         eta = f"{_clock(left / rate)} left" if num_made else "no image yet"
         logger.info(
-            "%d of %d done, %.2f images/s, %s, %d failed, %s",
+            "%d of %d done, %.2f images/s, %s, %d failed, %s%s",
             self._num_before + num_made,
             self._num_requests,
             rate,
             eta,
             self.num_failures,
-            self.mix() or "no strategy yet",
+            self.mix(in_hand) or "no strategy yet",
+            f", {cost}" if (cost := self.cost.text(self.num_images)) else "",
         )
 
     def close(self) -> None:
@@ -93,9 +117,9 @@ class Metrics:
             self._bar.n = self._num_before + self.num_done
             self._bar.close()
 
-    def mix(self) -> str:
+    def mix(self, in_hand: Sequence[Progress]) -> str:
         """The share of each strategy, in words: `base 20%, skip_1 80%`."""
-        made = self.strategies + sum((Counter(p.strategies) for p in self._in_hand.values()), Counter())
+        made = self.strategies + sum((Counter(each.strategies) for each in in_hand), Counter())
         return ", ".join(f"{name} {count / made.total():.0%}" for name, count in sorted(made.items()) if count)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,10 +11,11 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from skipvar.config import RunConfig, StorageConfig, to_dict
+from skipvar.config import RunConfig, to_dict
+from skipvar.engine.resolved import Resolved
 from skipvar.shards.lease import Lease, acquire
 from skipvar.shards.ledger import Ledger, fingerprint
-from skipvar.shards.prompts import Plan, plan_input
+from skipvar.shards.prompts import Plan, PublishedInput, find_published, publish_input
 from skipvar.shards.rows import InputSpec
 from skipvar.shards.storage import Storage, open_storage
 from skipvar.shards.writer import DatasetSpec
@@ -22,14 +24,10 @@ from skipvar.types import Unit
 logger = logging.getLogger(__name__)
 
 FINGERPRINT_FIELD = "{fingerprint}"
-BYTES_PER_PIXEL = 3
 START_PATIENCE_SECONDS = 30.0
-"""How long a lost endpoint is retried before any work is done: most likely its address is wrong."""
 MIN_UNITS_AHEAD = 2
 POOLS_AHEAD = 4
 """A replica asks for more while it has fewer requests than this many pools of waiting images."""
-OPEN_FACTOR = 4
-"""Unpublished requests a replica may hold, in multiples of what it asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +38,12 @@ class WorkOrder:
     dataset: DatasetSpec
     session: str
     """Names the logs."""
-    wanted_requests: int
-    max_open_requests: int
+    unit_requests: int
+    """Requests of a full unit."""
+
+    def wanted_requests(self, pool_images: int) -> int:
+        """Requests that an engine with so large a pool should have in hand, so that it always has images to mix."""
+        return max(MIN_UNITS_AHEAD * self.unit_requests, POOLS_AHEAD * pool_images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +61,6 @@ class OpenRun:
     num_requests: int
     """Requests of those units."""
     is_resumed: bool
-
-    description: dict[str, Any]
-    """The first replica's: what was resolved for the whole run."""
     session: str
     """When this process began to work on the run, UTC: names its logs."""
 
@@ -71,20 +70,19 @@ class OpenRun:
         return self.plan.prompts_per_unit * self.plan.images_per_prompt
 
     def order(self) -> WorkOrder:
-        """How much a replica takes on at a time: enough that its engine always has images to mix."""
-        wanted = max(MIN_UNITS_AHEAD * self.unit_requests, POOLS_AHEAD * self.description["pool_images"])
         return WorkOrder(
-            input=self.plan.spec,
-            dataset=self.dataset,
-            session=self.session,
-            wanted_requests=wanted,
-            max_open_requests=OPEN_FACTOR * wanted,
+            input=self.plan.spec, dataset=self.dataset, session=self.session, unit_requests=self.unit_requests
         )
 
-    def with_patience(self, config: StorageConfig) -> "OpenRun":
-        """The same run, its output reached with other settings."""
-        storage = open_storage(self.storage.uri, config)
+    def hurried(self, retry_seconds: float) -> "OpenRun":
+        """The same run, with no more patience than this for its output."""
+        storage = open_storage(self.storage.uri, replace(self.dataset.storage, retry_seconds=retry_seconds))
         return replace(self, storage=storage, ledger=Ledger(storage))
+
+    def withdraw(self) -> None:
+        """Take back a run that never made anything, so that its output is free for the right configuration."""
+        if not self.is_resumed:
+            self.ledger.withdraw()
 
 
 def locate(config: RunConfig) -> RunConfig:
@@ -93,78 +91,54 @@ def locate(config: RunConfig) -> RunConfig:
     return replace(config, output=replace(config.output, path=path))
 
 
-def plan_soon(config: RunConfig) -> Plan:
-    """The plan of the input; a mistyped endpoint is told after half a minute, not after `storage.retry_seconds`."""
-    plan = plan_input(replace(config, storage=_hurried(config.storage)))
-    return replace(plan, spec=replace(plan.spec, storage=config.storage))
+def check_store_answers(config: RunConfig) -> None:
+    """Ask the store that the run uses for a sign of life, before any work.
 
-
-def _hurried(config: StorageConfig) -> StorageConfig:
-    return replace(config, retry_seconds=min(config.retry_seconds, START_PATIENCE_SECONDS))
-
-
-def recall(config: RunConfig) -> RunConfig:
-    """For a run that is there already: the configuration with `auto` values as they were resolved then.
-
-    Where the location depends on the fingerprint nothing can be recalled: another machine then starts a run of its own.
+    A mistyped endpoint is told after half a minute, not after `storage.retry_seconds`.
     """
-    if FINGERPRINT_FIELD in config.output.path or config.model.dtype != "auto":
-        return config
-    record = Ledger(open_storage(config.output.path, _hurried(config.storage))).read_run()
-    dtype = (record or {}).get("resolved", {}).get("dtype")
-    return replace(config, model=replace(config.model, dtype=dtype)) if dtype else config
+    inputs = config.input.path if isinstance(config.input.path, list) else [config.input.path]
+    uri = next((uri for uri in [config.output.path, *inputs] if uri.startswith("s3://")), None)
+    if uri is not None:
+        hurried = replace(config.storage, retry_seconds=min(config.storage.retry_seconds, START_PATIENCE_SECONDS))
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        next(open_storage(f"s3://{bucket}", hurried).list(re.split(r"[{*?[]", key)[0]), None)
 
 
-def plan_for_model(plan: Plan, config: RunConfig, description: dict[str, Any]) -> Plan:
-    """The plan, once the number of scales and the images' size are known; made anew where these change it."""
-    num_scales, pixels = description["num_scales"], description["max_image_pixels"]
-    unit_bytes = plan.prompts_per_unit * plan.images_per_prompt * pixels * BYTES_PER_PIXEL
-    has_lists = isinstance(config.sampling.cfg, list) or isinstance(config.sampling.tau, list)
-    if unit_bytes > config.output.max_file_bytes or has_lists:
-        return plan_input(config, num_scales, pixels)
-    return replace(plan, spec=replace(plan.spec, num_scales=num_scales))
+def known_input(config: RunConfig) -> PublishedInput | None:
+    """The text input that a run in this output published: unless it changed, it is not brought into its form again."""
+    if FINGERPRINT_FIELD in config.output.path:
+        return None
+    storage = open_storage(config.output.path, config.storage)
+    record = Ledger(storage).read_run()
+    return None if record is None else find_published(storage, record)
 
 
-def fingerprint_parts(config: RunConfig, plan: Plan, description: dict[str, Any]) -> dict[str, Any]:
+def fingerprint_parts(config: RunConfig, resolved: Resolved, plan: Plan) -> dict[str, Any]:
     """All that changes pixels or rows, by the names that a refusal to resume shows the user."""
-    sampling = dataclasses.asdict(config.sampling) | {"size": description["size"]}
-    engine: dict[str, Any] = {
-        "batch_invariant": config.engine.batch_invariant,
-        "fixed_shapes": config.engine.fixed_shapes,
-    }
-    if config.engine.fixed_shapes:
-        engine["batch_size"] = description["batch_size"]
     return {
-        "model": {
-            "name": description["model"],
-            "config_sha256": description["model_config_sha256"],
-            "weights_sha256": description["weights_sha256"],
-            "dtype": description["dtype"],
-        },
-        "sampling": sampling,
-        "policy": {"name": description["policy"], "sha256": description["policy_sha256"]},
-        "engine": engine,
+        **resolved.fingerprint_parts(),
+        "sampling": dataclasses.asdict(config.sampling) | {"size": resolved.size},
         "output": {"image_format": config.output.image_format, "unit_rows": config.output.unit_rows},
         "columns": {"prompt": config.input.prompt_column, "id": config.input.id_column, "limit": config.input.limit},
         "input": plan.identity,
+        **({"audit": {"fraction": config.audit.fraction}} if config.audit.fraction else {}),  # a row tells its SSIM
     }
 
 
-def open_run(
-    config: RunConfig, plan: Plan, description: dict[str, Any], sleep: Callable[[float], None] = time.sleep
-) -> OpenRun:
+def open_run(config: RunConfig, resolved: Resolved, plan: Plan, sleep: Callable[[float], None] = time.sleep) -> OpenRun:
     """Take the output's lease (waiting by `sleep`), begin or resume its run, and list what is left.
 
     Raises `LeaseHeldError` while another run is at work there, `ConfigError` where the run there was made otherwise.
     """
-    parts = fingerprint_parts(config, plan, description)
+    parts = fingerprint_parts(config, resolved, plan)
     output = config.output.path.replace(FINGERPRINT_FIELD, fingerprint(parts))
     storage = open_storage(output, config.storage)
     storage.probe()
     lease = acquire(storage, config.storage.lease_stale_seconds, sleep)
     try:
         ledger = Ledger(storage)
-        run = ledger.open_run(parts, to_dict(config), _versions(), plan.identity, description)
+        run = ledger.open_run(parts, to_dict(config), _versions(), plan.identity, resolved.to_dict())
+        plan = publish_input(plan, storage)
         units, num_units, num_requests = _units_left(ledger, plan, retry_errors=config.retry_errors)
     except BaseException:
         lease.release()
@@ -177,13 +151,12 @@ def open_run(
         lease=lease,
         plan=plan,
         dataset=DatasetSpec.of(
-            config, plan.columns, output=storage.uri, fingerprint=run.fingerprint, policy=description["policy"]
+            config, plan.columns, output=storage.uri, fingerprint=run.fingerprint, policy=resolved.policy.name
         ),
         units=units,
         num_units=num_units,
         num_requests=num_requests,
         is_resumed=run.is_resumed,
-        description=description,
         session=datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
     )
 

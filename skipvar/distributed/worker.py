@@ -1,38 +1,38 @@
-"""The life of units inside a replica: read, mix in the engine, encode and publish, overlapping. Threads, but no Ray."""
+"""The life of units inside a replica: read, mix in the engine, encode and publish, overlapping. Threads, but no Ray.
+
+One thread (`Worker.run`) owns the engine and everything in `Worker`; it acts on messages from one queue. Reader,
+encoders and publishers are pools that work on what they are given and only send it messages.
+"""
 
 import logging
 import queue
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from skipvar.distributed.dispatch import Assignment
+from skipvar.distributed.messages import Assignment, Progress, Stop, Supply, ToDriver, UnitDone
 from skipvar.types import Failure, Image, Request, RequestKey, UnitReport
 
 logger = logging.getLogger(__name__)
 
-_FAILED = ""
-"""Key of the failures among the counted strategies."""
-
 NUM_PUBLISHERS = 4
 """Uploads at a time: they wait on the network, not on a processor."""
+MAX_ENCODING = 64
+"""The engine waits while so many results wait for an encoder: their pixels take memory."""
+PROGRESS_SECONDS = 1.0
 
 
 class Engine(Protocol):
     """What a worker needs of `skipvar.engine.engine.Engine`."""
 
-    @property
-    def num_pending(self) -> int: ...
-
     def submit(self, requests: Sequence[Request]) -> None: ...
 
-    def can_step(self, flush: bool = False) -> bool: ...
+    def can_step(self, *, flush: bool = False) -> bool: ...
 
-    def step(self, flush: bool = False) -> list[Image | Failure]: ...
+    def step(self, *, flush: bool = False) -> Sequence[Image | Failure]: ...
 
 
 class Writer(Protocol):
@@ -43,17 +43,39 @@ class Writer(Protocol):
     def publish(self) -> UnitReport: ...
 
 
-class WorkerStoppedError(Exception):
-    """The worker was told to stop before this unit was complete; nothing of it is published."""
+@dataclass(frozen=True)
+class _Read:
+    """The reader is done with a unit."""
+
+    unit: int
+    writer: Writer | None
+    items: Sequence[Request | Failure]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """What a worker holds that is made but not published; to be added to the published units' reports."""
+@dataclass(frozen=True)
+class _Stored:
+    """A unit's writer has one of its results."""
 
-    num_failures: int
-    strategies: dict[str, int]
-    """Images under each strategy."""
+    unit: int
+    strategy: str | None
+    """None: a failure."""
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A unit's file is there."""
+
+    report: UnitReport
+
+
+@dataclass(frozen=True)
+class _Broken:
+    """A pool met an error."""
+
+    error: Exception
+
+
+FromInside = _Read | _Stored | _Published | _Broken
 
 
 @dataclass(eq=False)
@@ -61,18 +83,17 @@ class _OpenUnit:
     """A unit between being handed out and being published."""
 
     assignment: Assignment
-    future: "Future[UnitReport | None]"
     writer: Writer | None = None
-    num_requests: int = 0
-    made: Counter[str] = field(default_factory=Counter)
-    """Results that the writer has, by strategy."""
+    num_requests: int | None = None
+    """None: its rows are being read."""
+    made: Counter[str | None] = field(default_factory=Counter)
+    """Results that the writer has, by strategy; failures under None."""
 
 
 class Worker:
-    """Feeds units to an engine on one thread; reading, encoding and publishing overlap it on others.
+    """Feeds units to an engine and publishes what it makes of them.
 
-    Part-full batches run only when nothing else can and no more work is to come: because the driver said so
-    (`finish_up`), because as many units are open as may be, or because none came within `grace_seconds`.
+    Whether a part-full batch runs is the batcher's rule; the worker gives it one fact: whether more is coming.
     """
 
     def __init__(
@@ -80,209 +101,189 @@ class Worker:
         engine: Engine,
         read_requests: Callable[[Assignment], Iterable[Request | Failure]],
         open_writer: Callable[[Assignment], Writer],
+        send: Callable[[ToDriver], None],
         *,
         wanted_requests: int,
-        max_open_requests: int,
-        grace_seconds: float = 2.0,
         num_encoders: int = 2,
+        after_step: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Units are asked for while the engine has fewer than `wanted_requests`, and fewer than `max_open_requests` are
-        open (made or not, but unpublished)."""
+        """`send` takes what the driver is to know; `wanted_requests` as in `Started`. `after_step` is called by the
+        engine's thread with the number of requests that have no result yet."""
         self._engine = engine
-        self._read_requests = read_requests
-        self._open_writer = open_writer
-        self._wanted_requests = wanted_requests
-        self._max_open_requests = max_open_requests
-        self._grace_seconds = grace_seconds
-        self._ready: queue.SimpleQueue[tuple[_OpenUnit, list[Request]] | None] = queue.SimpleQueue()
+        self._read_requests, self._open_writer, self._send = read_requests, open_writer, send
+        self._after_step = after_step
+        self.wanted_requests = wanted_requests
+        self._inbox: queue.SimpleQueue[Supply | Stop | FromInside] = queue.SimpleQueue()
         self._open: dict[int, _OpenUnit] = {}
-        self._unit_of: dict[RequestKey, _OpenUnit] = {}
-        self._wants: list[Future[None]] = []
-        self._lock = threading.Lock()
-        self._num_being_read = 0
-        self._num_unsubmitted = 0
-        self._is_finishing = False
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
-        self._asked_at = time.monotonic()
+        self._unit_of: dict[RequestKey, int] = {}
+        """Of the requests that the engine has."""
+        self._num_reading = self._num_storing = self._num_publishing = 0
+        self._num_steps = self._num_published = self._num_read = 0
+        self._is_more_coming, self._is_stopping, self._has_asked = False, False, False
+        self._reported, self._reported_at = Progress(), time.monotonic()
         self._reader = ThreadPoolExecutor(1, "reader")
         self._encoders = ThreadPoolExecutor(num_encoders, "encoder")
         self._publishers = ThreadPoolExecutor(NUM_PUBLISHERS, "publisher")
-        self._encoder_slots = threading.BoundedSemaphore(64)
-        """Pixels that wait for an encoder: the engine waits beyond so many images, memory stays bounded."""
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
 
-    def add(self, assignment: Assignment) -> "Future[UnitReport | None]":
-        """Take a unit on; the future gives its report (None for a trial) once it is published."""
-        unit = _OpenUnit(assignment, Future())
-        with self._lock:
-            if self._error is not None:
-                unit.future.set_exception(self._error)
-                return unit.future
-            self._open[assignment.unit.index] = unit
-            self._num_being_read += 1
-            self._is_finishing = False
-        self._reader.submit(self._read, unit)
-        return unit.future
+    def post(self, message: Supply | Stop | FromInside) -> None:
+        """Tell the worker something. From any thread."""
+        self._inbox.put(message)
 
-    def want_unit(self) -> "Future[None]":
-        """A future that is done as soon as another unit is welcome."""
-        future: Future[None] = Future()
-        with self._lock:
-            if self._error is not None:
-                future.set_exception(self._error)
-                return future
-            self._wants.append(future)
-        self._answer_wants()
-        return future
-
-    def finish_up(self) -> None:
-        """Nothing more is to come for now: part-full batches may run."""
-        self._is_finishing = True
-        self._ready.put(None)
-
-    def progress(self) -> Progress:
-        with self._lock:
-            made = sum((unit.made for unit in self._open.values() if not unit.assignment.is_trial), Counter[str]())
-        num_failures = made.pop(_FAILED, 0)
-        return Progress(num_failures=num_failures, strategies=dict(made))
-
-    def stop(self) -> None:
-        """End after the current step; units being published finish, the others end with `WorkerStoppedError`."""
-        self._stop.set()
-        self._ready.put(None)
-        self._thread.join()
-        self._reader.shutdown(cancel_futures=True)
-        self._encoders.shutdown()
-        self._publishers.shutdown()
-        self._fail_open(WorkerStoppedError("The replica was told to stop."))
-
-    # ---- threads: one reader, one engine, several encoders, several publishers ----
-
-    def _read(self, unit: _OpenUnit) -> None:
+    def run(self) -> None:
+        """Work until `Stop`, and until what was complete by then is published. Raises what breaks a unit."""
         try:
-            unit.writer = None if unit.assignment.is_trial else self._open_writer(unit.assignment)
-            items = list(self._read_requests(unit.assignment))
-        except Exception as error:
-            self._fail_open(error)
-            return
-        requests = [item for item in items if isinstance(item, Request)]
-        unit.num_requests = len(items)
-        for request in requests:
-            self._unit_of[request.key] = unit
-        with self._lock:
-            self._num_being_read -= 1
-            self._num_unsubmitted += len(requests)
-        self._ready.put((unit, requests))
-        self._answer_wants()
-        for item in items:
-            if isinstance(item, Failure):
-                self._encoders.submit(self._settle, unit, item, None)
-        if not items:
-            self._publishers.submit(self._publish, unit)
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                self._take_ready(wait=not self._can_step())
+            while not self._is_over():
+                self._take_messages(wait=not self._can_step())
                 if self._can_step():
-                    for item in self._engine.step(flush=not self._engine.can_step()):
-                        self._deliver(item)
-                self._answer_wants()
-        except Exception as error:
-            logger.exception("The engine failed")
-            self._fail_open(error)
+                    self._step()
+                self._report()
+        finally:
+            for pool in (self._reader, self._encoders, self._publishers):
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _is_over(self) -> bool:
+        return self._is_stopping and self._num_storing == 0 and self._num_publishing == 0
+
+    # ---- steps ----
 
     def _can_step(self) -> bool:
-        return self._engine.can_step() or (self._may_flush() and self._engine.can_step(flush=True))
+        if self._is_stopping or self._num_storing >= MAX_ENCODING:
+            return False
+        return self._engine.can_step(flush=not self._expects_more())
 
-    def _take_ready(self, *, wait: bool) -> None:
-        """Submit what the reader has ready; with `wait`, until something comes or the grace is over."""
-        timeout = self._grace_seconds if self._engine.num_pending else None
+    def _step(self) -> None:
+        finished = self._engine.step(flush=not self._expects_more())
+        self._num_steps += 1
+        for item in finished:
+            self._store(self._unit_of.pop(item.key if isinstance(item, Failure) else item.request.key), item)
+        self._after_step(self._num_unfinished)
+
+    def _expects_more(self) -> bool:
+        """The fact that the batcher's rule asks for. A replica that is well supplied gets nothing more for now."""
+        return self._num_reading > 0 or (self._is_more_coming and self._num_unfinished < self.wanted_requests)
+
+    @property
+    def _num_unfinished(self) -> int:
+        return len(self._unit_of)
+
+    # ---- messages ----
+
+    def _take_messages(self, *, wait: bool) -> None:
+        """Act on what has arrived; with `wait`, on one at least, or on none once the next report is due."""
         try:
-            ready = self._ready.get(block=wait, timeout=timeout)
+            timeout = None if self._progress() == self._reported else PROGRESS_SECONDS
+            self._act(self._inbox.get(block=wait, timeout=timeout))
             while True:
-                if ready is not None:
-                    self._engine.submit(ready[1])
-                    with self._lock:
-                        self._num_unsubmitted -= len(ready[1])
-                    self._asked_at = time.monotonic()
-                ready = self._ready.get(block=False)
+                self._act(self._inbox.get(block=False))
         except queue.Empty:
             pass
 
-    def _may_flush(self) -> bool:
-        if self._num_being_read or not self._ready.empty():
-            return False
-        if self._is_finishing or self._num_open_requests() >= self._max_open_requests:
-            return True
-        return time.monotonic() - self._asked_at >= self._grace_seconds
+    def _act(self, message: Supply | Stop | FromInside) -> None:
+        match message:
+            case Supply():
+                self._is_more_coming, self._has_asked = message.is_more_coming, False
+                for assignment in message.assignments:
+                    self._open[assignment.unit.index] = _OpenUnit(assignment)
+                    self._num_reading += 1
+                    self._in_pool(self._reader, self._read, assignment)
+            case Stop():
+                self._is_stopping = True
+            case _Read():
+                self._on_read(message)
+            case _Stored():
+                self._num_storing -= 1
+                self._open[message.unit].made[message.strategy] += 1
+                self._close_if_complete(message.unit)
+            case _Published():
+                self._num_publishing -= 1
+                self._num_published += 1
+                logger.info("Unit %d: %d images, %d failures", message.report.unit, message.report.num_images,
+                            message.report.num_failures)  # fmt: skip
+                self._finish(message.report.unit, message.report)
+            case _Broken():
+                raise message.error
 
-    def _deliver(self, item: Image | Failure) -> None:
-        unit = self._unit_of.pop(item.key if isinstance(item, Failure) else item.request.key)
-        self._encoder_slots.acquire()
-        self._encoders.submit(self._settle, unit, item, self._encoder_slots)
-
-    def _settle(self, unit: _OpenUnit, item: Image | Failure, slots: threading.Semaphore | None) -> None:
-        """Give a result to its unit's writer; the last one publishes the unit."""
-        try:
-            if unit.writer is not None:
-                unit.writer.add(item)
-            with self._lock:
-                unit.made[item.strategy if isinstance(item, Image) else _FAILED] += 1
-                is_complete = unit.made.total() == unit.num_requests
-            if is_complete:
-                self._publishers.submit(self._publish, unit)
-        except Exception as error:
-            self._fail_open(error)
-        finally:
-            if slots is not None:
-                slots.release()
-
-    def _publish(self, unit: _OpenUnit) -> None:
-        try:
-            report = None if unit.writer is None else unit.writer.publish()
-        except Exception as error:
-            self._fail_open(error)
+    def _on_read(self, message: _Read) -> None:
+        self._num_reading -= 1
+        self._num_read += 1
+        if self._is_stopping:
             return
-        with self._lock:
-            self._open.pop(unit.assignment.unit.index, None)
-        if report is not None:
-            logger.info("Unit %d: %d images, %d failures", report.unit, report.num_images, report.num_failures)
-        unit.future.set_result(report)
-        self._answer_wants()
+        unit = self._open[message.unit]
+        unit.writer, unit.num_requests = message.writer, len(message.items)
+        requests = [item for item in message.items if isinstance(item, Request)]
+        for request in requests:
+            self._unit_of[request.key] = message.unit
+        self._engine.submit(requests)
+        for item in message.items:
+            if isinstance(item, Failure):
+                self._store(message.unit, item)
+        self._close_if_complete(message.unit)
 
-    # ---- shared state ----
+    def _store(self, index: int, item: Image | Failure) -> None:
+        self._num_storing += 1
+        self._in_pool(self._encoders, _add, self._open[index].writer, index, item)
 
-    def _num_open_requests(self) -> int:
-        with self._lock:
-            return sum(unit.num_requests for unit in self._open.values())
-
-    def _answer_wants(self) -> None:
-        num_waiting = self._engine.num_pending + self._num_unsubmitted
-        if self._num_being_read or num_waiting >= self._wanted_requests:
+    def _close_if_complete(self, index: int) -> None:
+        unit = self._open[index]
+        if unit.made.total() != unit.num_requests:
             return
-        if self._num_open_requests() >= self._max_open_requests:
-            return
-        with self._lock:
-            wants, self._wants = self._wants, []
-        if wants:
-            self._asked_at = time.monotonic()
-        for future in wants:
-            future.set_result(None)
+        if unit.writer is None:
+            self._finish(index, None)
+        else:
+            self._num_publishing += 1
+            self._in_pool(self._publishers, _publish, unit.writer)
 
-    def _fail_open(self, error: BaseException) -> None:
-        """End every open unit with this error; the worker takes no more."""
-        with self._lock:
-            self._error = self._error or error
-            self._stop.set()
-            units, self._open = list(self._open.values()), {}
-            wants, self._wants = self._wants, []
-        futures: list[Future[Any]] = [*(unit.future for unit in units), *wants]
-        for future in futures:
-            if not future.done():
-                future.set_exception(error)
+    def _finish(self, index: int, report: UnitReport | None) -> None:
+        del self._open[index]
+        self._send(UnitDone(unit=index, report=report))
+
+    def _report(self) -> None:
+        """Tell the driver how far this is: once when more is needed, else about every second where something moved."""
+        is_low = self._is_more_coming and self._num_unfinished < self.wanted_requests and not self._num_reading
+        asks = is_low and not self._has_asked
+        if not asks and time.monotonic() - self._reported_at < PROGRESS_SECONDS:
+            return
+        progress = self._progress()
+        if asks or progress != self._reported:
+            self._has_asked |= asks
+            self._send(progress)
+        self._reported, self._reported_at = progress, time.monotonic()
+
+    def _progress(self) -> Progress:
+        made = sum((unit.made for unit in self._open.values() if unit.writer is not None), Counter[str | None]())
+        return Progress(
+            num_steps=self._num_steps,
+            num_published=self._num_published,
+            num_read=self._num_read,
+            num_unfinished=self._num_unfinished,
+            num_failures=made[None],
+            strategies={name: count for name, count in made.items() if name is not None},
+        )
+
+    # ---- in the pools ----
+
+    def _in_pool(self, pool: Executor, work: Callable[..., FromInside], *arguments: Any) -> None:
+        def run() -> None:
+            try:
+                self.post(work(*arguments))
+            except Exception as error:
+                self.post(_Broken(error))
+
+        pool.submit(run)
+
+    def _read(self, assignment: Assignment) -> _Read:
+        writer = None if assignment.is_isolation else self._open_writer(assignment)
+        return _Read(assignment.unit.index, writer, list(self._read_requests(assignment)))
+
+
+def _add(writer: Writer | None, index: int, item: Image | Failure) -> _Stored:
+    if writer is not None:
+        writer.add(item)
+    return _Stored(index, item.strategy if isinstance(item, Image) else None)
+
+
+def _publish(writer: Writer) -> _Published:
+    return _Published(writer.publish())
 
 
 class ReplicaDiedError(Exception):

@@ -5,7 +5,7 @@ policy has to look at it first, a **bucket** before its suffix (images that shar
 """
 
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, NamedTuple, TypeVar
 
@@ -27,6 +27,9 @@ class Bucket(NamedTuple):
     strategy: str
 
 
+Key = Stream | Bucket
+
+
 @dataclass(frozen=True)
 class Limits:
     """Largest batches, and how many images may wait in buckets with their keys and values."""
@@ -36,7 +39,7 @@ class Limits:
     """For each strategy: their suffixes cost different amounts of memory."""
     pool_images: int
     max_age: int = 256
-    """A bucket whose oldest image has seen so many batches go by runs part full."""
+    """A queue whose oldest image has seen so many batches go by runs part full."""
 
     def __post_init__(self) -> None:
         if self.prefix_images < 1 or min(self.suffix_images.values()) < 1:
@@ -49,8 +52,10 @@ class Limits:
 class Batch(Generic[Item]):
     """Images to run together."""
 
-    key: Stream | Bucket
+    key: Key
     items: list[Item]
+    since: list[int]
+    """When each was queued, by the batcher's clock."""
     limit: int
     """How many would have been a full batch."""
 
@@ -61,40 +66,32 @@ class Batch(Generic[Item]):
 
 @dataclass
 class Batcher(Generic[Item]):
-    """Queues of images, and the rule by which a batch is picked from them."""
+    """Queues of images, and the rule by which a batch is picked from them. Its clock counts batches."""
 
     limits: Limits
-    _streams: dict[Stream, deque[Item]] = field(default_factory=dict)
-    _buckets: dict[Bucket, deque[tuple[int, Item]]] = field(default_factory=dict)
+    _queues: dict[Key, deque[tuple[int, Item]]] = field(default_factory=dict)
     _clock: int = 0
 
     @property
     def num_waiting(self) -> int:
         """Images in buckets: each holds a slot."""
-        return sum(len(queue) for queue in self._buckets.values())
+        return sum(len(queue) for key, queue in self._queues.items() if isinstance(key, Bucket))
 
     @property
     def num_queued(self) -> int:
         """Images whose prefix has not run."""
-        return sum(len(queue) for queue in self._streams.values())
+        return sum(len(queue) for key, queue in self._queues.items() if isinstance(key, Stream))
 
-    def add(self, stream: Stream, item: Item) -> None:
-        """Queues an image for its prefix."""
-        self._streams.setdefault(stream, deque()).append(item)
-
-    def put(self, bucket: Bucket, item: Item) -> None:
-        """Queues an image for its suffix."""
-        self._buckets.setdefault(bucket, deque()).append((self._clock, item))
+    def add(self, key: Key, item: Item) -> None:
+        """Queues an image: in a stream for its prefix, or in a bucket for its suffix."""
+        self._queues.setdefault(key, deque()).append((self._clock, item))
 
     def put_back(self, batch: Batch[Item]) -> None:
-        """Returns a batch that could not run to the front of its queue."""
-        if isinstance(batch.key, Stream):
-            self._streams.setdefault(batch.key, deque()).extendleft(reversed(batch.items))
-        else:
-            aged = [(self._clock, item) for item in reversed(batch.items)]
-            self._buckets.setdefault(batch.key, deque()).extendleft(aged)
+        """Returns a batch that could not run to the front of its queue, as old as it was."""
+        queue = self._queues.setdefault(batch.key, deque())
+        queue.extendleft(reversed(list(zip(batch.since, batch.items, strict=True))))
 
-    def lower_limit(self, key: Stream | Bucket, num_images: int) -> None:
+    def lower_limit(self, key: Key, num_images: int) -> None:
         """Remembers that larger batches of this kind do not fit."""
         if isinstance(key, Stream):
             self.limits = replace(self.limits, prefix_images=num_images)
@@ -105,41 +102,54 @@ class Batcher(Generic[Item]):
         return self._choose(flush) is not None
 
     def pick(self, *, flush: bool) -> Batch[Item] | None:
-        """The next batch: a full bucket, else an over-aged one, else a prefix batch, else (`flush`, or where the pool
-        has no room for the next prefix batch) the fullest bucket. None: wait for more images."""
+        """The next batch; None: wait for more images. `flush`: no more are to come for now."""
         key = self._choose(flush)
         if key is None:
             return None
         self._clock += 1
-        limit = self._limit(key)
-        if isinstance(key, Stream):
-            queue = self._streams[key]
-            items = [queue.popleft() for _ in range(min(limit, len(queue)))]
-            if not queue:
-                del self._streams[key]
-            return Batch(key, items, limit)
-        aged = self._buckets[key]
-        items = [aged.popleft()[1] for _ in range(min(limit, len(aged)))]
-        if not aged:
-            del self._buckets[key]
-        return Batch(key, items, limit)
+        queue, limit = self._queues[key], self._limit(key)
+        taken = [queue.popleft() for _ in range(min(limit, len(queue)))]
+        if not queue:
+            del self._queues[key]
+        return Batch(key, items=[item for _, item in taken], since=[since for since, _ in taken], limit=limit)
 
-    def _choose(self, flush: bool) -> Stream | Bucket | None:
-        oldest_first = sorted(self._buckets, key=lambda key: self._buckets[key][0][0])
-        full = [key for key in oldest_first if len(self._buckets[key]) >= self._limit(key)]
-        if full:
-            return full[0]
-        if oldest_first and self._clock - self._buckets[oldest_first[0]][0][0] >= self.limits.max_age:
-            return oldest_first[0]
-        streams = sorted(self._streams, key=lambda key: len(self._streams[key]), reverse=True)
-        ready = [key for key in streams if flush or len(self._streams[key]) >= self.limits.prefix_images]
-        if ready:
-            has_room = self.limits.pool_images - self.num_waiting >= min(self.limits.prefix_images, self.num_queued)
-            return ready[0] if has_room else self._fullest()
-        return self._fullest() if flush and self._buckets else None
+    def _choose(self, flush: bool) -> Key | None:
+        """The one rule for full and part-full batches; among equals, whose first image was queued first:
 
-    def _fullest(self) -> Bucket:
-        return max(self._buckets, key=lambda key: len(self._buckets[key]) / self._limit(key))
+        1. a full bucket: it frees memory and wastes nothing;
+        2. a part-full stream or bucket whose first image has waited too long: full streams may never end;
+        3. a full stream;
+        4. only with `flush`: a part-full stream, then the fullest bucket.
 
-    def _limit(self, key: Stream | Bucket) -> int:
+        Where the pool has no room for the stream's batch, the fullest bucket runs in its place.
+        """
+        full = [key for key in self._queues if len(self._queues[key]) >= self._limit(key)]
+        late = [key for key in self._queues if key not in full and self._age(key) >= self.limits.max_age]
+        key = (
+            self._oldest(key for key in full if isinstance(key, Bucket))
+            or self._oldest(late)
+            or self._oldest(full)
+            or (self._oldest(key for key in self._queues if isinstance(key, Stream)) if flush else None)
+        )
+        if key is None:
+            return self._fullest_bucket() if flush else None
+        return self._fullest_bucket() if isinstance(key, Stream) and not self._has_room(key) else key
+
+    def _age(self, key: Key) -> int:
+        """Batches that the first image of a queue has seen go by."""
+        return self._clock - self._queues[key][0][0]
+
+    def _oldest(self, keys: Iterable[Key]) -> Key | None:
+        return max(keys, key=self._age, default=None)
+
+    def _has_room(self, stream: Stream) -> bool:
+        """Whether the pool takes the stream's next batch, should all its images go on waiting."""
+        num_next = min(self.limits.prefix_images, len(self._queues[stream]))
+        return self.limits.pool_images - self.num_waiting >= num_next
+
+    def _fullest_bucket(self) -> Bucket | None:
+        buckets = [key for key in self._queues if isinstance(key, Bucket)]
+        return max(buckets, key=lambda key: len(self._queues[key]) / self._limit(key), default=None)
+
+    def _limit(self, key: Key) -> int:
         return self.limits.prefix_images if isinstance(key, Stream) else self.limits.suffix_images[key.strategy]

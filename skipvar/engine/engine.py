@@ -2,46 +2,67 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
+import numpy as np
 import torch
 
+from skipvar.engine.audit import Audited, AuditRule
 from skipvar.engine.batcher import Batch, Batcher, Bucket, Limits, Stream
+from skipvar.engine.resolved import DeviceReport
 from skipvar.engine.runner import Runner
-from skipvar.engine.sampler import ImageState, SamplingRules, WorkingBatch, encode_text, finished_image, new_image
+from skipvar.engine.sampler import WorkingBatch
+from skipvar.engine.state import ImageState, Snapshot
 from skipvar.engine.statistics import BatchCount, EngineStatistics
 from skipvar.errors import ModelError, RowError
-from skipvar.model.pipeline import Pipeline
-from skipvar.skip.policy import Decision, Policy
+from skipvar.skip.policy import Policy
 from skipvar.skip.strategy import make_strategy
-from skipvar.types import Failure, Image, Request
+from skipvar.types import Failure, Image, Request, RequestKey
 
 logger = logging.getLogger(__name__)
 
 Finished = Image | Failure
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Lack:
+    """What came of a batch for which the device had too little memory."""
+
+    reason: str
+
+
+def within_memory(run: Callable[[], Result]) -> Result | Lack:
+    """What `run` gives, or the lack of memory that ended it.
+
+    By then the exception is gone, and with its frames the tensors of what was half done: the memory is really free.
+    """
+    try:
+        return run()
+    except torch.OutOfMemoryError as error:
+        reason = str(error)
+    torch.cuda.empty_cache()
+    return Lack(reason)
 
 
 class Engine:
     """One model on one device. `submit` requests, `step` until they are finished. One thread drives it."""
 
-    def __init__(
-        self, pipeline: Pipeline, rules: SamplingRules, policy: Policy, runner: Runner, limits: Limits
-    ) -> None:
-        self.pipeline = pipeline
-        self.rules = rules
+    def __init__(self, runner: Runner, policy: Policy, limits: Limits, report: DeviceReport) -> None:
+        self.sampler = runner.sampler
+        self.pipeline = runner.sampler.pipeline
         self.policy = policy
         self.statistics = EngineStatistics()
-        self.facts: dict[str, Any] = {}
-        """What was resolved when it was built: `describe()`."""
+        self.report = report
         self._runner = runner
         self._batcher: Batcher[ImageState] = Batcher(limits)
-        self._failed: list[Failure] = []
-
-    def describe(self) -> dict[str, Any]:
-        """Device, dtype, model, policy, batch sizes and the self-check's verdict, JSON-able."""
-        return dict(self.facts)
+        self._failed: list[Finished] = []
+        """What ended without a batch that finished it."""
+        self.audit_rule: AuditRule | None = None
+        self._audited: dict[RequestKey, Audited] = {}
 
     @property
     def num_pending(self) -> int:
@@ -52,7 +73,7 @@ class Engine:
         """Queues requests; a request that this model cannot make comes back from `step` as a failure."""
         for request in requests:
             try:
-                image = new_image(self.pipeline, request, self.rules)
+                image = self.sampler.new_image(request)
             except RowError as error:
                 self._fail(request, error)
             else:
@@ -67,17 +88,10 @@ class Engine:
 
         `flush` also runs part-full batches: nothing more is coming soon.
         """
-        finished: list[Finished] = [*self._failed]
-        self._failed.clear()
         batch = self._batcher.pick(flush=flush)
-        if batch is None:
-            return finished
-        try:
-            done = self._run(batch)
-        except torch.OutOfMemoryError as error:
-            self._shrink(batch, error)
-            return [*finished, *self._take_failed()]
-        return [*finished, *self._settle(done), *self._take_failed()]
+        finished = self._run_batch(batch) if batch is not None else []
+        failed, self._failed = self._failed, []
+        return [*failed, *finished]
 
     def drain(self) -> list[Finished]:
         """Everything that is left, part-full batches included."""
@@ -86,22 +100,25 @@ class Engine:
             finished += self.step(flush=True)
         return finished
 
+    def _run_batch(self, batch: Batch[ImageState]) -> list[Finished]:
+        """Runs a batch; where memory lacks, its images go back to the state that they had."""
+        before = [image.snapshot() for image in batch.items]
+        done = within_memory(lambda: self._run(batch))
+        if isinstance(done, Lack):
+            self._retreat(batch, before, done)
+            return []
+        return self._settle(done)
+
     def _run(self, batch: Batch[ImageState]) -> list[ImageState]:
-        """Runs a batch; returns its images that have no scale left to run."""
-        streams = [(image, image.generator.get_state()) for image in batch.items]
-        try:
-            if isinstance(batch.key, Bucket):
-                return self._run_suffix(batch, batch.key)
-            with self._timed("text", batch.items):
-                for image in batch.items:
-                    encode_text(self.pipeline, image)
-            if self.policy.known_strategy is not None:
-                return self._run_whole(batch, self.policy.known_strategy)
-            return self._run_prefix(batch)
-        except torch.OutOfMemoryError:
-            for image, state in streams:
-                image.generator.set_state(state)
-            raise
+        """Runs a batch; returns its images that have no scale left to run. Only then anything but them has changed."""
+        if isinstance(batch.key, Bucket):
+            return self._run_suffix(batch, batch.key)
+        with self._timed("text", batch.items):
+            for image in batch.items:
+                self.sampler.encode_text(image)
+        if self.policy.known_strategy is not None:
+            return self._run_whole(batch, self.policy.known_strategy)
+        return self._run_prefix(batch)
 
     def _run_whole(self, batch: Batch[ImageState], name: str) -> list[ImageState]:
         strategy = make_strategy(name, batch.items[0].schedule.num_scales)
@@ -116,27 +133,29 @@ class Engine:
         """Prefix, probe, policy; images with scales left to run move to their buckets."""
         with self._timed("prefix", batch.items):
             working = self._runner.run_prefix(batch.items, self._decision_scale, batch.limit)
-        self._count(self.statistics.prefix, batch)
         self._decide(working)
         is_done = [self._ends_at_decision(image) for image in batch.items]
-        self._runner.hold(working, [index for index, done in enumerate(is_done) if not done])
+        is_audited = [self._is_drawn(image.request) and not image.is_base for image in batch.items]
+        kept = zip(is_done, is_audited, strict=True)
+        self._runner.hold(working, [index for index, (done, audited) in enumerate(kept) if not done or audited])
+        for image, audited in zip(batch.items, is_audited, strict=True):
+            if audited:
+                self._audited[image.request.key] = Audited(image.snapshot())
+        self._count(self.statistics.prefix, batch)
         for image, done in zip(batch.items, is_done, strict=True):
             if not done:
                 assert image.strategy is not None
-                self._batcher.put(Bucket(image.schedule, image.is_guided, image.strategy.name), image)
+                self._batcher.add(Bucket(image.schedule, image.is_guided, image.strategy.name), image)
         return [image for image, done in zip(batch.items, is_done, strict=True) if done]
 
     def _decide(self, working: WorkingBatch) -> None:
         """Asks the policy for each image's strategy."""
-        if self.policy.needs_probe:
-            with self._timed("probe", working.images):
-                probes = self._runner.probe(working, self._decision_scale, self.policy.grid_scale)
-            for image, probe in zip(working.images, probes, strict=True):
-                image.probe = probe
-        for image in working.images:
-            decision: Decision = self.policy.decide(image.request, image.probe)
+        with self._timed("probe", working.images):
+            probes = self._runner.probe(working, self._decision_scale, self.policy.grid_scale)
+        for image, probe in zip(working.images, probes, strict=True):
+            decision = self.policy.decide(image.request, probe)
+            image.probe, image.scores = probe, decision.scores
             image.strategy = make_strategy(decision.strategy, image.schedule.num_scales)
-            image.scores = decision.scores
 
     def _ends_at_decision(self, image: ImageState) -> bool:
         assert image.strategy is not None
@@ -147,39 +166,102 @@ class Engine:
         with self._timed("suffix", batch.items):
             self._runner.run_suffix(batch.items, self._decision_scale, strategy.modes, batch.limit)
         self._count(self.statistics.suffix[bucket.strategy], batch)
+        for image in batch.items:
+            audited = self._audited.get(image.request.key)
+            if audited is None or audited.image is not None:
+                self._runner.release(image)
         return batch.items
 
+    def _is_drawn(self, request: Request) -> bool:
+        return self.audit_rule is not None and self.audit_rule.is_audited(request)
+
+    def _finish(self, image: ImageState, pixels: np.ndarray) -> Image | None:
+        """The result of a decoded image; None of one that is to be made under `base` as well: it is queued for that."""
+        audited = self._audited.get(image.request.key)
+        if audited is not None and audited.image is not None:
+            del self._audited[image.request.key]
+            assert self.audit_rule is not None
+            ssim = float(self.audit_rule.similarity(audited.image.pixels[None], pixels[None])[0])
+            return replace(audited.image, audit_ssim=ssim)
+        run, base = image.token_forwards()
+        self.statistics.token_forwards_run += run
+        self.statistics.token_forwards_saved += base - run
+        made = image.finish(pixels)
+        if audited is None:
+            return replace(made, audit_ssim=1.0) if image.is_base and self._is_drawn(image.request) else made
+        audited.image = made
+        image.restore(audited.at_decision)
+        image.strategy = make_strategy("base", image.schedule.num_scales)
+        self._batcher.add(Bucket(image.schedule, image.is_guided, "base"), image)
+        return None
+
     def _settle(self, images: Sequence[ImageState]) -> list[Finished]:
-        """Decodes finished images of one schedule; one whose logits were not numbers is a failure."""
+        """Decodes finished images of one schedule; one whose logits or pixels are no numbers is a failure, so is one
+        that lacks the memory to be decoded alone."""
         for image in images:
             if not image.is_finite:
-                error = ModelError(f"the model gave logits that are not finite numbers in {self.pipeline.dtype}")
-                self._fail(image.request, error)
-        good = [image for image in images if image.is_finite]
-        if not good:
-            return []
-        with self._timed("decode", good):
-            pixels = self._runner.decode(good)
-        finished = [finished_image(image, pixel) for image, pixel in zip(good, pixels, strict=True)]
-        self.statistics.images += len(good)
-        for image in good:
-            run, base = image.token_forwards()
-            self.statistics.token_forwards_run += run
-            self.statistics.token_forwards_saved += base - run
-        return list(finished)
+                self._fail_as_unfinite(image, "logits")
+        finished: list[Finished] = []
+        left = [image for image in images if image.is_finite]
+        while left:
+            chunk = left[: self._runner.decode_images]
+            pixels = self._decode(chunk)
+            if isinstance(pixels, Lack):
+                left = left[self._retreat_from_decoding(chunk, pixels) :]
+                continue
+            for image in chunk:
+                if not image.is_finite:
+                    self._fail_as_unfinite(image, "pixels")
+            good = [(image, pixel) for image, pixel in zip(chunk, pixels, strict=True) if image.is_finite]
+            made = [self._finish(image, pixel) for image, pixel in good]
+            finished += [image for image in made if image is not None]
+            left = left[len(chunk) :]
+        self.statistics.images += len(finished)
+        return finished
 
-    def _shrink(self, batch: Batch[ImageState], error: torch.OutOfMemoryError) -> None:
-        """Out of memory: halves this kind of batch for good and queues its images again; a single image fails."""
-        torch.cuda.empty_cache()
+    def _decode(self, images: Sequence[ImageState]) -> list[np.ndarray] | Lack:
+        with self._timed("decode", images):
+            return within_memory(lambda: self._runner.decode(images))
+
+    def _retreat(self, batch: Batch[ImageState], before: Sequence[Snapshot], lack: Lack) -> None:
+        """Out of memory: brings a batch's images back and queues them again, halving this kind of batch for good; a
+        single image fails."""
+        for image, snapshot in zip(batch.items, before, strict=True):
+            image.restore(snapshot)
+        self._note_lack(len(batch.items), str(batch.key), lack)
         if len(batch.items) == 1:
-            image = batch.items[0]
-            self._runner.release(image)
-            self._fail(image.request, ModelError(f"not enough device memory for one image ({error})"))
+            self._fail_for_memory(batch.items[0], lack)
             return
-        self.statistics.out_of_memory += 1
-        logger.warning("out of memory with %d images of %s: halving", len(batch.items), batch.key)
         self._batcher.put_back(batch)
-        self._batcher.lower_limit(batch.key, max(1, len(batch.items) // 2))
+        self._batcher.lower_limit(batch.key, max(1, min(batch.limit // 2, len(batch.items) - 1)))
+
+    def _retreat_from_decoding(self, images: Sequence[ImageState], lack: Lack) -> int:
+        """Out of memory while decoding: halves what is decoded together; a single image fails. Returns how many did."""
+        self._note_lack(len(images), "decoding", lack)
+        if len(images) == 1:
+            self._fail_for_memory(images[0], lack)
+            return 1
+        self._runner.decode_images = max(1, min(self._runner.decode_images // 2, len(images) - 1))
+        return 0
+
+    def _note_lack(self, num_images: int, what: str, lack: Lack) -> None:
+        """Counts it. Raises `ModelError` under fixed shapes: the run's pixels were promised for its batch sizes."""
+        if self.sampler.fixed_shapes:
+            raise ModelError(
+                f"not enough device memory for a batch ({what}; {lack.reason}), which cannot shrink under "
+                "engine.fixed_shapes; give a smaller engine.batch_size"
+            )
+        self.statistics.out_of_memory += 1
+        logger.warning("out of memory with %d images (%s)", num_images, what)
+
+    def _fail_as_unfinite(self, image: ImageState, what: str) -> None:
+        self._runner.release(image)
+        error = ModelError(f"the model gave {what} that are not finite numbers in {self.pipeline.dtype}")
+        self._fail(image.request, error)
+
+    def _fail_for_memory(self, image: ImageState, lack: Lack) -> None:
+        self._runner.release(image)
+        self._fail(image.request, ModelError(f"not enough device memory for one image ({lack.reason})"))
 
     @property
     def _decision_scale(self) -> int:
@@ -187,12 +269,12 @@ class Engine:
         return self.policy.decision_scale
 
     def _fail(self, request: Request, error: Exception) -> None:
+        audited = self._audited.pop(request.key, None)
+        if audited is not None and audited.image is not None:  # only its audit failed
+            self._failed.append(audited.image)
+            return
         self.statistics.failures += 1
         self._failed.append(Failure.of(request, error))
-
-    def _take_failed(self) -> list[Failure]:
-        failed, self._failed = self._failed, []
-        return failed
 
     def _count(self, into: BatchCount, batch: Batch[ImageState]) -> None:
         self.statistics.count(into, len(batch.items), batch.limit)

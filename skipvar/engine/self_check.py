@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skipvar.model.attention import TextLayout
+from skipvar.model.attention import TextLayout, TextPadding
 from skipvar.model.linear import set_row_padding
 from skipvar.model.pipeline import Pipeline
 from skipvar.model.schedules import Schedule
@@ -15,8 +15,8 @@ ROW_PADDINGS = (16, 32, 64)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the self-check found."""
+class SelfCheck:
+    """What was found."""
 
     is_invariant: bool
     row_padding: int
@@ -24,7 +24,7 @@ class Verdict:
     """Scales whose shapes gave other bits in another batch, under the last padding tried."""
 
 
-def make_batch_invariant(pipeline: Pipeline, schedule: Schedule, batch_size: int) -> Verdict:
+def make_batch_invariant(pipeline: Pipeline, schedule: Schedule, batch_size: int) -> SelfCheck:
     """Finds the smallest row padding under which this processor gives the same bits in any batch, and leaves it set.
 
     CPU only; the caller has set one thread. The last padding stays set where none passes. Text and images need no
@@ -36,7 +36,7 @@ def make_batch_invariant(pipeline: Pipeline, schedule: Schedule, batch_size: int
         differing = tuple(scale for scale in scales if not _scale_agrees(pipeline, schedule, scale, batch_size))
         if not differing:
             break
-    return Verdict(is_invariant=not differing, row_padding=padding, differing_scales=differing)
+    return SelfCheck(is_invariant=not differing, row_padding=padding, differing_scales=differing)
 
 
 @torch.inference_mode()
@@ -64,7 +64,7 @@ def _scale_agrees(pipeline: Pipeline, schedule: Schedule, scale: int, batch_size
         def extend(new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
             return torch.cat([keys[part], new_keys], dim=2), torch.cat([values[part], new_values], dim=2)
 
-        layout = TextLayout.of(lengths[part], torch.device("cpu"), use_mask=False)
+        layout = TextLayout.of(lengths[part], torch.device("cpu"), TextPadding.NONE)
         x = transformer.embed_tokens(codes[part], scale)
         x = block(x, modulation[part], rope, extend, text[:, part], layout)
         return transformer.head_logits(x, head[part])

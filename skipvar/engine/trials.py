@@ -7,7 +7,7 @@ import numpy as np
 
 from skipvar.engine.memory import image_costs, plan_memory
 from skipvar.engine.runner import Runner
-from skipvar.engine.sampler import SamplingRules, start_image
+from skipvar.engine.sampler import Sampler, SamplingRules
 from skipvar.model.pipeline import Pipeline
 from skipvar.skip.strategy import STRATEGY_NAMES, default_decision_scale, make_strategy
 from skipvar.types import Probe, Request
@@ -43,10 +43,12 @@ def make_trials(
     if decision_scale is None:
         raise ValueError(f"{schedule.num_scales} scales are too few to skip any")
     costs = image_costs(
-        pipeline.config, (schedule,), pipeline.dtype.itemsize, decision_scale=decision_scale, known_strategy=None
+        pipeline.config, (schedule,), pipeline.dtype.itemsize, decision_scale=decision_scale, strategies=strategies
     )
-    plan = plan_memory(costs, batch_size=batch_size, pool_images=batch_size, free_bytes=None)
-    runner = Runner(pipeline, rules, plan, slot_tokens=costs.prefix_tokens, use_mask=False, fixed_shapes=False)
+    plan = plan_memory(
+        costs, device=pipeline.device.type, batch_size=batch_size, pool_images=batch_size, free_bytes=None
+    )
+    runner = Runner(Sampler(pipeline, rules), plan, slot_tokens=costs.prefix_tokens)
     for start in range(0, len(requests), batch_size):
         yield from _make_batch(runner, requests[start : start + batch_size], grid_scales, decision_scale, strategies)
 
@@ -58,19 +60,18 @@ def _make_batch(
     decision_scale: int,
     strategies: Sequence[str],
 ) -> Iterator[Trial]:
-    images = [start_image(runner.pipeline, request, runner.rules) for request in requests]
+    images = [runner.sampler.start_image(request) for request in requests]
     working = runner.run_prefix(images, decision_scale, len(images))
     probes = {scale: runner.probe(working, decision_scale, scale) for scale in grid_scales}
     runner.hold(working, range(len(images)))
-    at_decision = [(image.slot, image.code_sum, image.generator.get_state()) for image in images]
+    at_decision = [image.snapshot() for image in images]
     pixels = {}
     for name in strategies:
         strategy = make_strategy(name, images[0].schedule.num_scales)
-        for image, (slot, code_sum, stream) in zip(images, at_decision, strict=True):
-            image.slot, image.code_sum = slot, code_sum
-            image.generator.set_state(stream)
+        for image, snapshot in zip(images, at_decision, strict=True):
+            image.restore(snapshot)
         if strategy.num_scales_run > decision_scale + 1:
-            runner.run_suffix(images, decision_scale, strategy.modes, len(images), keep_slots=True)
+            runner.run_suffix(images, decision_scale, strategy.modes, len(images))
         pixels[name] = runner.decode(images)
     for image in images:
         runner.release(image)

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 import torch.nn.functional as F
@@ -69,29 +70,63 @@ class CrossAttention(nn.Module):
         return self.projection(out.transpose(1, 2).flatten(2))
 
 
+class TextPadding(Enum):
+    """What rows with texts of several lengths share in cross-attention."""
+
+    NONE = "none"
+    """Nothing: rows of one length attend together, without padding. A row's bits do not depend on its neighbours' text
+    where attention gives the same bits in any batch (CPU)."""
+    LONGEST = "longest"
+    """One masked call for all rows, as wide as the longest of them: faster on GPUs, without that promise."""
+    FULL = "full"
+    """One masked call, as wide as the model's longest text whatever is in the batch: shapes depend on no row."""
+
+
 @dataclass(frozen=True)
 class TextLayout:
     """Which text tokens each row of a padded batch really has, and how attention keeps to them."""
 
+    lengths: tuple[int, ...]
+    """Text tokens of each row."""
+    width: int
+    """Text tokens of every row with its padding."""
     groups: Sequence[tuple[Tensor | None, int]]
-    """Rows `(m,)` int64 (None: all) that share one length, and the length. Each group attends without padding, so that
-    a row's bits do not depend on its neighbours' lengths."""
-    mask: Tensor | None = None
-    """`(n, 1, 1, T)` bool instead of groups: one launch for all rows (GPU), at the price of that promise."""
+    """Rows `(m,)` int64 (None: all) that share one length, and the length; each group attends by itself."""
+    mask: Tensor | None
+    """`(n, 1, 1, width)` bool instead of groups."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device, *, use_mask: bool) -> "TextLayout":
+    def of(
+        cls, lengths: Sequence[int], device: torch.device, padding: TextPadding, max_tokens: int | None = None
+    ) -> "TextLayout":
+        """The layout of rows of these lengths; `max_tokens`, the model's longest text, is needed for full padding."""
         distinct = sorted(set(lengths))
+        if padding is TextPadding.FULL:
+            assert max_tokens is not None
+            return cls._masked(lengths, max_tokens, device)
         if len(distinct) == 1:
-            return cls(groups=[(None, distinct[0])])
-        if use_mask:
-            positions = torch.arange(distinct[-1], device=device)
-            return cls(groups=[], mask=(positions < torch.tensor(lengths, device=device)[:, None])[:, None, None])
+            return cls(tuple(lengths), distinct[0], groups=[(None, distinct[0])], mask=None)
+        if padding is TextPadding.LONGEST:
+            return cls._masked(lengths, distinct[-1], device)
         rows = {length: [row for row, other in enumerate(lengths) if other == length] for length in distinct}
-        return cls(groups=[(torch.tensor(rows[length], device=device), length) for length in distinct])
+        groups = [(torch.tensor(rows[length], device=device), length) for length in distinct]
+        return cls(tuple(lengths), distinct[-1], groups, mask=None)
+
+    @classmethod
+    def _masked(cls, lengths: Sequence[int], width: int, device: torch.device) -> "TextLayout":
+        is_real = torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
+        return cls(tuple(lengths), width, groups=[], mask=is_real[:, None, None])
+
+    def first_rows(self, num_rows: int) -> "TextLayout":
+        """The layout of the first rows alone, in the same way."""
+        lengths = self.lengths[:num_rows]
+        if self.mask is not None:
+            return TextLayout(lengths, self.width, groups=[], mask=self.mask[:num_rows])
+        device = next((rows.device for rows, _ in self.groups if rows is not None), torch.device("cpu"))
+        return TextLayout.of(lengths, device, TextPadding.NONE)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """`queries: (n, H, L, c)`, `keys, values: (n, H, T, c)` -> `(n, H, L, c)`."""
+        """`queries: (n, H, L, c)`, `keys, values: (n, H, width, c)` -> `(n, H, L, c)`."""
         if self.mask is not None:
             return F.scaled_dot_product_attention(queries, keys, values, attn_mask=self.mask)
         if len(self.groups) == 1:

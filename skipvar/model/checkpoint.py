@@ -4,7 +4,6 @@ Nothing is unpickled: `.pth` files are opened with `weights_only=True`. A left-o
 a `ModelError` that names it.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -268,24 +267,6 @@ def fit_unconditional_text(state: State, num_rows: int, source: str = "transform
         wanted = f"the configuration's text_max_tokens is {num_rows}"
         raise ModelError(f"{source}: cfg_uncond has {len(table)} rows, {wanted} (at most {len(table)} will do)")
     state["unconditional_text"] = table[:num_rows]
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's files (their relative names and hashes, sorted)."""
-    digest = hashlib.sha256()
-    if path.is_dir():
-        for file in sorted(item for item in path.rglob("*") if item.is_file()):
-            digest.update(f"{file.relative_to(path)} {sha256_of(file)}\n".encode())
-        return digest.hexdigest()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def sha256_of_json(content: object) -> str:
-    """SHA-256 of a JSON-able value in canonical form."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _some(names: list[str], limit: int = 5) -> str:

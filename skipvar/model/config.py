@@ -1,6 +1,15 @@
 """Sizes of the three networks. Plain values, saved as JSON beside the weights."""
 
 from dataclasses import dataclass
+from typing import Any
+
+
+def _check_sizes(config: Any, *names: str) -> None:
+    """Raise `ValueError` for a size that is no whole number above 0."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} is {value!r}, a whole number above 0 is accepted")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +35,7 @@ class TransformerConfig:
     """Rows of the level embedding: at least the number of scales."""
 
     def __post_init__(self) -> None:
+        _check_sizes(self, "depth", "width", "num_heads", "text_width", "text_max_tokens", "latent_channels")
         if self.width % self.num_heads or self.head_width % 4:
             raise ValueError(f"width {self.width} over {self.num_heads} heads must give a head width divisible by 4")
 
@@ -58,6 +68,11 @@ class VaeConfig:
     num_res_blocks: int
     """Residual blocks a level of the encoder; the decoder has one more."""
 
+    def __post_init__(self) -> None:
+        _check_sizes(self, "latent_channels", "base_width", "num_res_blocks")
+        if not self.width_multipliers:
+            raise ValueError("width_multipliers is empty, one for each level is needed")
+
     @property
     def patch_size(self) -> int:
         return 2 ** (len(self.width_multipliers) - 1)
@@ -73,6 +88,19 @@ class ScheduleConfig:
     """Size name to the number of leading scales it keeps."""
     default_size: str
 
+    def __post_init__(self) -> None:
+        if not self.grids:
+            raise ValueError("grids has no aspect ratio")
+        for ratio, grids in self.grids.items():
+            if not grids or any(min(grid) < 1 for grid in grids):
+                raise ValueError(f"grids of ratio {ratio} need one or more pairs of numbers above 0")
+        fewest = min(len(grids) for grids in self.grids.values())
+        for size, count in self.sizes.items():
+            if not 1 <= count <= fewest:
+                raise ValueError(f"size {size} keeps {count} scales, there are {fewest}")
+        if self.default_size not in self.sizes:
+            raise ValueError(f"default_size {self.default_size!r} is not one of {', '.join(self.sizes)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -82,3 +110,8 @@ class ModelConfig:
     transformer: TransformerConfig
     vae: VaeConfig
     schedules: ScheduleConfig
+
+    def image_size(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in pixels of an image whose last scale is this token grid."""
+        pixels = self.vae.patch_size * (2 if self.transformer.spatial_patchify else 1)
+        return grid[0] * pixels, grid[1] * pixels

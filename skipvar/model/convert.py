@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from skipvar.errors import ModelError
 from skipvar.model import checkpoint
 from skipvar.model.config import ModelConfig
-from skipvar.model.pipeline import write_config
+from skipvar.model.identity import sha256_of, write_config
 from skipvar.model.text_encoder import TextEncoder
 from skipvar.model.transformer import Transformer
 from skipvar.model.vae import Decoder
@@ -36,9 +36,9 @@ def convert_checkpoint(
         save_file(state, out / f"{name}.safetensors")
     encoder.encoder.save_pretrained(out / "text_encoder")
     encoder.tokenizer.save_pretrained(out / "text_encoder")
-    write_config(config, out / "config.json")
+    write_config(config, out)
     files = sorted(path for path in out.rglob("*") if path.is_file())
-    return {str(path.relative_to(out)): checkpoint.sha256_of(path) for path in files}
+    return {str(path.relative_to(out)): sha256_of(path) for path in files}
 
 
 def convert_transformer(config: ModelConfig, path: Path, dtype: torch.dtype) -> checkpoint.State:

@@ -1,6 +1,7 @@
 """Keys and values of the scales that have run: one preallocated block, addressed by rows and tokens."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -76,23 +77,25 @@ class SlotStore:
         self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
         self.values = torch.empty_like(self.keys)
 
-    def store(self, slots: Tensor, cache: KeyValueCache, images: Tensor, *, branches: int) -> None:
-        """Copies the held tokens of some images of the working batch into slots.
+    def store(self, slots: Sequence[int], cache: KeyValueCache, images: Sequence[int], *, branches: int) -> None:
+        """Copies the held tokens of some images of the working batch into slots: `images[i]` into `slots[i]`.
 
-        `slots, images: (m,)` int64 on the cache's device: image `images[i]` of the batch goes to slot `slots[i]`.
+        One image at a time, so that no gathered copy of the batch takes memory in between.
         """
-        batch = cache.num_rows // branches
-        for branch in range(branches):
-            rows = images + branch * batch
-            self.keys[:, branch, slots, :, : cache.length] = cache.keys[:, rows, :, : cache.length]
-            self.values[:, branch, slots, :, : cache.length] = cache.values[:, rows, :, : cache.length]
+        batch, length = cache.num_rows // branches, cache.length
+        for slot, image in zip(slots, images, strict=True):
+            for branch in range(branches):
+                row = image + branch * batch
+                self.keys[:, branch, slot, :, :length] = cache.keys[:, row, :, :length]
+                self.values[:, branch, slot, :, :length] = cache.values[:, row, :, :length]
 
-    def load(self, slots: Tensor, cache: KeyValueCache, *, branches: int, length: int, num_tokens: int) -> None:
+    def load(self, slots: Sequence[int], cache: KeyValueCache, *, branches: int, length: int, num_tokens: int) -> None:
         """Makes the images in `slots` the working batch, with `length` tokens each and room for `num_tokens`."""
         batch = len(slots)
         cache.begin(batch * branches, num_tokens)
-        for branch in range(branches):
-            rows = slice(branch * batch, (branch + 1) * batch)
-            cache.keys[:, rows, :, :length] = self.keys[:, branch, slots, :, :length]
-            cache.values[:, rows, :, :length] = self.values[:, branch, slots, :, :length]
+        for image, slot in enumerate(slots):
+            for branch in range(branches):
+                row = image + branch * batch
+                cache.keys[:, row, :, :length] = self.keys[:, branch, slot, :, :length]
+                cache.values[:, row, :, :length] = self.values[:, branch, slot, :, :length]
         cache.length = length

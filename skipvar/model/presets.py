@@ -1,7 +1,7 @@
 """The model sizes that have a name. Variants are data: a table, no code."""
 
-from dataclasses import replace
-
+from skipvar.checks import check_one_of, require
+from skipvar.config import ModelSection
 from skipvar.model.config import ModelConfig, TransformerConfig, VaeConfig
 from skipvar.model.schedules import EMOJI_SCHEDULES, INFINITY_SCHEDULES
 
@@ -55,10 +55,9 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
-def with_vae_bits(config: ModelConfig, latent_channels: int) -> ModelConfig:
-    """The same model over a VAE of another code width: patch-16 VAEs are published with 16, 24, 32 and 64 bits."""
-    return replace(
-        config,
-        transformer=replace(config.transformer, latent_channels=latent_channels),
-        vae=replace(config.vae, latent_channels=latent_channels),
-    )
+def find_preset(section: ModelSection) -> ModelConfig:
+    """The preset that a configuration names; raises `ConfigError` where there is none, or it needs weights."""
+    check_one_of("model.name", section.name, PRESETS)
+    accepted = f"the place of its weights (only emoji's are embedded), or random:SEED; {section.name} needs one"
+    require(section.path is not None or section.name == EMOJI.name, "model.path", None, accepted)
+    return PRESETS[section.name]

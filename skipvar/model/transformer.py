@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skipvar.model.attention import TextLayout
+from skipvar.model.attention import TextLayout, TextPadding
 from skipvar.model.blocks import Block, TextPooling, layer_norm
 from skipvar.model.config import TransformerConfig
 from skipvar.model.kv_cache import KeyValueCache
@@ -31,36 +31,38 @@ class TextState:
     head_modulation: Tensor
     """`(n, 2, C)` float32: scale, shift."""
     keys_values: Tensor
-    """`(depth, 2, n, H, T, c)`, padded with zeros to the longest row."""
-    lengths: tuple[int, ...]
+    """`(depth, 2, n, H, T, c)`, padded with zeros to the layout's width."""
     layout: TextLayout
 
     @classmethod
-    def stack(cls, states: Sequence["TextState"], *, use_mask: bool) -> "TextState":
-        """One batch of the rows of several states, in order."""
-        lengths = tuple(length for state in states for length in state.lengths)
-        longest = max(lengths)
+    def stack(cls, states: Sequence["TextState"], padding: TextPadding, max_tokens: int | None = None) -> "TextState":
+        """One batch of the rows of several states, in order; `max_tokens` is needed for full padding."""
+        lengths = [length for state in states for length in state.layout.lengths]
+        layout = TextLayout.of(lengths, states[0].pooled.device, padding, max_tokens)
+        depth, two, _, heads, _, channels = states[0].keys_values.shape
+        # Filled in place: a padded copy of every state would take the batch's memory once more.
+        keys_values = states[0].keys_values.new_zeros(depth, two, len(lengths), heads, layout.width, channels)
+        row = 0
+        for state in states:
+            num_rows, width = state.keys_values.shape[2], state.keys_values.shape[4]
+            keys_values[:, :, row : row + num_rows, :, :width] = state.keys_values
+            row += num_rows
         return cls(
             pooled=torch.cat([state.pooled for state in states]),
             shared_modulation=torch.cat([state.shared_modulation for state in states]),
             head_modulation=torch.cat([state.head_modulation for state in states]),
-            keys_values=torch.cat(
-                [F.pad(state.keys_values, (0, 0, 0, longest - max(state.lengths))) for state in states], dim=2
-            ),
-            lengths=lengths,
-            layout=TextLayout.of(lengths, states[0].pooled.device, use_mask=use_mask),
+            keys_values=keys_values,
+            layout=layout,
         )
 
-    def first_rows(self, num_rows: int, *, use_mask: bool) -> "TextState":
+    def first_rows(self, num_rows: int) -> "TextState":
         """The first rows alone: the conditional half once guidance has ended."""
-        lengths = self.lengths[:num_rows]
         return TextState(
             pooled=self.pooled[:num_rows],
             shared_modulation=self.shared_modulation[:num_rows],
             head_modulation=self.head_modulation[:num_rows],
             keys_values=self.keys_values[:, :, :num_rows],
-            lengths=lengths,
-            layout=TextLayout.of(lengths, self.pooled.device, use_mask=use_mask),
+            layout=self.layout.first_rows(num_rows),
         )
 
 
@@ -134,9 +136,11 @@ class Transformer(nn.Module):
                 parameter.data = parameter.data.to(dtype)
         return self
 
-    def encode_text(self, features: Tensor, lengths: Sequence[int], *, use_mask: bool = False) -> TextState:
+    def encode_text(
+        self, features: Tensor, lengths: Sequence[int], padding: TextPadding = TextPadding.NONE
+    ) -> TextState:
         """`features: (n, T, text_width)` of the text encoder, of which row `i` has `lengths[i]` real tokens."""
-        layout = TextLayout.of(lengths, features.device, use_mask=use_mask)
+        layout = TextLayout.of(lengths, features.device, padding)
         text = features.float()
         text = text * torch.rsqrt(text.square().mean(dim=-1, keepdim=True) + 1e-6) * self.text_norm
         pooled = self.text_pooling(text, layout)
@@ -147,7 +151,6 @@ class Transformer(nn.Module):
             shared_modulation=self.shared_modulation(condition).float().unflatten(-1, (6, -1)),
             head_modulation=self.head_modulation(condition).float().unflatten(-1, (2, -1)),
             keys_values=torch.stack([block.cross_attention.project_text(projected) for block in self._blocks()]),
-            lengths=tuple(lengths),
             layout=layout,
         )
 

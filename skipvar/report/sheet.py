@@ -16,6 +16,8 @@ CELL_WIDTH = 168
 PICTURE_SIDE = 160
 TEXT_HEIGHT = 58
 PROMPT_LINES = 3
+MAX_SHOWN_CHARACTERS = 400
+"""More than three lines can hold: what measuring a text costs grows with its length."""
 MARGIN = 4
 BACKGROUND, TEXT_COLOR, STRATEGY_COLOR = (255, 255, 255), (40, 40, 44), (20, 90, 200)
 
@@ -85,7 +87,7 @@ def _draw_picture(sheet: Image.Image, picture: Picture, corner: tuple[int, int])
 def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
     """The text in at most three lines of so many pixels; what does not fit ends in an ellipsis."""
     lines: list[str] = [""]
-    for word in text.split():
+    for word in text[:MAX_SHOWN_CHARACTERS].split():
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer

@@ -1,5 +1,6 @@
 """Weights and policies from S3, fetched once a node, however many processes ask at once."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -10,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skipvar.config import StorageConfig
-from skipvar.errors import StorageError
-from skipvar.shards.storage import Entry, NotFoundError, Storage, explain_os_error, open_storage
+from skipvar.errors import NotFoundError, StorageError
+from skipvar.model.identity import LocalFiles, sha256_of_tree
+from skipvar.shards.storage import Storage, explain_os_error, open_storage
+from skipvar.types import Entry
 
 _COPY_BYTES = 4 << 20
 
@@ -42,6 +45,40 @@ def fetch(uri: str, cache_dir: str | Path, sha256: str | None = None, config: St
     except OSError as error:
         raise explain_os_error(error, f"fetch {uri} to {target}") from error
     return target
+
+
+class StoredFiles(LocalFiles):
+    """Files of this machine, and objects of S3 by their `s3://` addresses, read as a stream and not kept."""
+
+    def __init__(self, config: StorageConfig) -> None:
+        self._config = config
+
+    def read(self, uri: str) -> bytes:
+        if not uri.startswith("s3://"):
+            return super().read(uri)
+        storage, key = self._bucket(uri)
+        try:
+            return storage.read(key)
+        except NotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", uri) from error
+
+    def sha256(self, uri: str) -> str:
+        if not uri.startswith("s3://"):
+            return super().sha256(uri)
+        storage, key = self._bucket(uri)
+        try:
+            entries = _entries(storage, key, uri)
+        except NotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", uri) from error
+        hashes: dict[str, str] = {}
+        for entry in entries:
+            with storage.open(entry.name) as stream:
+                hashes[entry.name.removeprefix(f"{key}/")] = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hashes[key] if key in hashes else sha256_of_tree(hashes)
+
+    def _bucket(self, uri: str) -> tuple[Storage, str]:
+        bucket, _, key = uri.removeprefix("s3://").rstrip("/").partition("/")
+        return open_storage(f"s3://{bucket}", self._config), key
 
 
 def file_sha256(path: Path) -> str:

@@ -1,6 +1,10 @@
-"""The user's own columns in text formats: their types from the first rows, and whether a later row's value fits."""
+"""The user's own columns in text formats: their types from the first rows, and whether a later row's value fits.
+
+Whatever a cell holds, it fits, or its row is an error row (`RowError`), or its column is kept as text.
+"""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,30 +14,41 @@ import pyarrow as pa
 from skipvar.errors import RowError
 from skipvar.shards.schema import JSON_TEXT
 
-_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
-_DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+MAX_DEPTH = 32
+"""Lists and objects within each other that a cell may hold: beyond, Python and Parquet give up one after the other."""
+MAX_LEAVES = 256
+"""Keys that the objects of a column may have in all; of more, the column is kept as JSON text."""
+UNFIT_ERRORS = (ValueError, TypeError, ArithmeticError, RecursionError, pa.ArrowException)
+"""What Python and Arrow raise for a value that they cannot take (`UnicodeError` and `OverflowError` among them)."""
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
+_DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?", re.ASCII)
 _INT64 = range(-(2**63), 2**63)
 
 
-def parse_json(line: bytes) -> dict[str, Any]:
+def parse_json(line: str) -> dict[str, Any]:
     """The object of a jsonl line; RowError tells what is wrong with it."""
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         raise RowError(f"the line is no valid JSON ({_short(str(error))})") from None
+    except ValueError:
+        raise RowError("the line holds a number of more digits than can be read") from None
+    except RecursionError:
+        raise RowError("the line is nested too deeply") from None
     if not isinstance(row, dict):
         raise RowError(f'the line must be a JSON object, such as {{"prompt": "..."}}, not {_kind(row)}')
+    for value in row.values():
+        if type(value) in (dict, list):
+            _check_nested(value)
+    for key in row:
+        if not key.isascii():
+            _check_key(key)
     return row
 
 
-def infer_csv(header: Sequence[str], records: Sequence[list[str]], own: Sequence[str]) -> pa.Schema:
+def infer_csv(rows: Sequence[dict[str, str]], own: Sequence[str]) -> pa.Schema:
     """Types of a csv file's own columns: int64, float64, bool or string, as all the first rows' values are."""
-    fields = []
-    for name in own:
-        at = header.index(name)
-        values = [record[at] for record in records if len(record) == len(header) and record[at] != ""]
-        fields.append(pa.field(name, _csv_type(values)))
-    return pa.schema(fields)
+    return pa.schema([(name, _csv_type([row[name] for row in rows if row[name] != ""])) for name in own])
 
 
 def infer_json(rows: Sequence[dict[str, Any]], own: Sequence[str]) -> pa.Schema:
@@ -42,29 +57,29 @@ def infer_json(rows: Sequence[dict[str, Any]], own: Sequence[str]) -> pa.Schema:
     for name in own:
         try:
             kind = pa.array([row.get(name) for row in rows]).type
-        except (pa.ArrowException, OverflowError, ValueError, TypeError, RecursionError):
+        except UNFIT_ERRORS:
             kind = None
-        if kind is None or not _is_storable(kind):
+        if kind is None or not _is_storable(kind) or _num_leaves(kind) > MAX_LEAVES:
             fields.append(pa.field(name, pa.string(), metadata=JSON_TEXT))
         else:
             fields.append(pa.field(name, kind))
     return pa.schema(fields)
 
 
-def fit_csv(text: str, field: pa.Field) -> Any:
+def fit_csv(text: str | None, field: pa.Field) -> Any:
     """A csv value as its column's type; empty is null. RowError where it does not fit."""
-    if text == "":
+    if text is None or text == "":
         return None
     kind = field.type
     if pa.types.is_integer(kind) and _INTEGER.fullmatch(text) and int(text) in _INT64:
         return int(text)
     if pa.types.is_floating(kind) and _DECIMAL.fullmatch(text):
-        return float(text)
+        return _finite(float(text), field.name)
     if pa.types.is_boolean(kind) and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if pa.types.is_string(kind):
         return checked_text(text, field.name)
-    raise RowError(f"column '{field.name}' is {text[:40]!r} here, but {kind} in the input's first rows")
+    raise _unlike(field.name, repr(text[:40]), kind)
 
 
 def fit_json(value: Any, field: pa.Field) -> Any:
@@ -81,8 +96,13 @@ def checked_text(text: str, column: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise RowError(f"column '{column}' holds half of a surrogate pair, which is no valid text") from None
+        raise RowError(f"column {shown_name(column)} holds half of a surrogate pair, which is no valid text") from None
     return text
+
+
+def shown_name(name: str) -> str:
+    """A column's name or a key, quoted and cut, for a message."""
+    return repr(name if len(name) <= 60 else name[:57] + "...")
 
 
 def _fit(value: Any, kind: pa.DataType, column: str) -> Any:
@@ -93,10 +113,10 @@ def _fit(value: Any, kind: pa.DataType, column: str) -> Any:
         return checked_text(value, column)
     if pa.types.is_boolean(kind) and isinstance(value, bool):
         return value
-    if pa.types.is_integer(kind) and is_number and isinstance(value, int) and value in _INT64:
+    if pa.types.is_integer(kind) and isinstance(value, int) and is_number and value in _INT64:
         return value
     if pa.types.is_floating(kind) and is_number:
-        return float(value)
+        return value if isinstance(value, float) else _as_float(value, column)
     if pa.types.is_list(kind) and isinstance(value, list):
         return [_fit(item, kind.value_type, column) for item in value]
     if pa.types.is_struct(kind) and isinstance(value, dict):
@@ -104,9 +124,52 @@ def _fit(value: Any, kind: pa.DataType, column: str) -> Any:
         if set(value) <= set(known):
             return {name: _fit(item, known[name], column) for name, item in value.items()}
         raise RowError(
-            f"column '{column}' has the key '{min(set(value) - set(known))}', which the input's first rows lack"
+            f"column {shown_name(column)} has the key {shown_name(min(set(value) - set(known)))}, "
+            "which the input's first rows lack"
         )
-    raise RowError(f"column '{column}' is {_kind(value)} here, but {kind} in the input's first rows")
+    raise _unlike(column, _kind(value), kind)
+
+
+def _unlike(column: str, found: str, kind: pa.DataType) -> RowError:
+    return RowError(f"column {shown_name(column)} is {found} here, but {_short(str(kind))} in the input's first rows")
+
+
+def _as_float(value: int, column: str) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return _finite(math.inf, column)
+
+
+def _finite(number: float, column: str) -> float:
+    if math.isinf(number):
+        raise RowError(f"column {shown_name(column)} holds a number that is too large for its type")
+    return number
+
+
+def _check_nested(value: Any) -> None:
+    """RowError where a cell is nested too deeply or a key is no valid text; without recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                for key in item:
+                    _check_key(key)
+                below += item.values()
+            else:
+                below += item
+        level = [item for item in below if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise RowError(f"a value is nested more than {MAX_DEPTH} levels deep")
+
+
+def _check_key(key: str) -> None:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise RowError(f"the key {shown_name(key)} holds half of a surrogate pair, which is no valid text") from None
 
 
 def _csv_type(values: Sequence[str]) -> pa.DataType:
@@ -114,7 +177,7 @@ def _csv_type(values: Sequence[str]) -> pa.DataType:
         return pa.null()
     if all(_INTEGER.fullmatch(value) and int(value) in _INT64 for value in values):
         return pa.int64()
-    if all(_DECIMAL.fullmatch(value) for value in values):
+    if all(_DECIMAL.fullmatch(value) and math.isfinite(float(value)) for value in values):
         return pa.float64()
     if all(value.lower() in ("true", "false") for value in values):
         return pa.bool_()
@@ -127,6 +190,12 @@ def _is_storable(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind):
         return _is_storable(kind.value_type)
     return True
+
+
+def _num_leaves(kind: pa.DataType) -> int:
+    if pa.types.is_list(kind):
+        return _num_leaves(kind.value_type)
+    return sum(_num_leaves(child.type) for child in kind) if pa.types.is_struct(kind) else 1
 
 
 def _kind(value: Any) -> str:

@@ -4,18 +4,18 @@ import io
 import json
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 
-from skipvar.errors import ConfigError
+from skipvar.errors import ConfigError, StorageError
 from skipvar.shards.encode import decode_image, encode_image
 from skipvar.shards.ledger import SUCCESS_FILE, Ledger
 from skipvar.shards.schema import own_names
-from skipvar.shards.storage import Storage, explain_os_error
-from skipvar.shards.unitfile import DATA, data_name, parse_data_name
+from skipvar.shards.storage import Storage, explain_os_error, join
+from skipvar.shards.unitfile import DATA, data_name, parse_data_name, read_columns
 
 MAX_SHARD_BYTES = 1_000_000_000
 MAX_SHARD_IMAGES = 10_000
@@ -34,10 +34,12 @@ def export(storage: Storage, form: str, destination: Path) -> int:
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ConfigError(f"{destination} exists and is not an empty folder; give another destination.")
     temporary = destination.with_name(f".{destination.name}.partial")
+    plan = record["input"]
+    units = _find_units(storage, -(-plan["num_rows"] // plan["prompts_per_unit"]))
     names = {stored: own for own, stored in own_names(list(record["input"]["columns"])).items()}
     try:
         temporary.mkdir(parents=True)
-        num_images = FORMS[form](storage, names, temporary)
+        num_images = FORMS[form](_rows(storage, units), names, temporary)
         temporary.rename(destination)
     except FileExistsError as error:
         raise ConfigError(f"{temporary} is left of an export that was cut off; remove it.") from error
@@ -46,10 +48,10 @@ def export(storage: Storage, form: str, destination: Path) -> int:
     return num_images
 
 
-def _export_geneval(storage: Storage, names: dict[str, str], folder: Path) -> int:
+def _export_geneval(rows: Iterable[Row], names: dict[str, str], folder: Path) -> int:
     """`00000/metadata.jsonl` with the prompt and the user's own columns, `00000/samples/0000.png` ..., by position."""
     num_images = 0
-    for row in _rows(storage):
+    for row in rows:
         of_prompt = folder / f"{row['position']:05d}"
         samples = of_prompt / "samples"
         if not samples.exists():
@@ -64,11 +66,11 @@ def _export_geneval(storage: Storage, names: dict[str, str], folder: Path) -> in
     return num_images
 
 
-def _export_webdataset(storage: Storage, _names: dict[str, str], folder: Path) -> int:
+def _export_webdataset(rows: Iterable[Row], _names: dict[str, str], folder: Path) -> int:
     """`shard-000000.tar` ... with the image, `.txt` (the prompt) and `.json` (the other columns) of each row."""
     num_images = num_shards = in_shard = 0
     shard: tarfile.TarFile | None = None
-    for row in _rows(storage):
+    for row in rows:
         if shard is None or in_shard >= MAX_SHARD_IMAGES or shard.offset >= MAX_SHARD_BYTES:
             if shard is not None:
                 shard.close()
@@ -87,22 +89,37 @@ def _export_webdataset(storage: Storage, _names: dict[str, str], folder: Path) -
     return num_images
 
 
-FORMS: dict[str, Callable[[Storage, dict[str, str], Path], int]] = {
+FORMS: dict[str, Callable[[Iterable[Row], dict[str, str], Path], int]] = {
     "geneval": _export_geneval,
     "webdataset": _export_webdataset,
 }
 
 
-def _rows(storage: Storage) -> Iterator[Row]:
-    """All rows by position and image, a unit at a time, retries merged in."""
+def _find_units(storage: Storage, num_units: int) -> dict[int, list[int]]:
+    """The files of each unit, by the numbers of their retries (0: the unit itself). All units must be there."""
     retries: dict[int, list[int]] = defaultdict(list)
     for entry in storage.list(DATA):
         if parsed := parse_data_name(entry.name):
             retries[parsed[0]].append(parsed[1])
-    for unit in sorted(retries):
+    num_missing = num_units - sum(0 in found for unit, found in retries.items() if unit < num_units)
+    if num_missing:
+        raise ConfigError(
+            f"{storage.uri} is not whole: {num_missing} of {num_units} units are missing; "
+            "`skipvar verify OUTPUT --repair` says which."
+        )
+    return retries
+
+
+def _rows(storage: Storage, units: dict[int, list[int]]) -> Iterator[Row]:
+    """All rows by position and image, a unit at a time, retries merged in."""
+    for unit in sorted(units):
         rows: list[Row] = []
-        for retry in retries[unit]:
-            rows += pq.read_table(io.BytesIO(storage.read(data_name(unit, retry)))).to_pylist()
+        for retry in units[unit]:
+            name = data_name(unit, retry)
+            try:
+                rows += read_columns(storage, name).to_pylist()
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise StorageError(f"{join(storage.uri, name)} is damaged; run `skipvar verify OUTPUT`.") from error
         yield from sorted(rows, key=lambda row: (row["position"], row["image_index"]))
 
 

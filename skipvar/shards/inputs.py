@@ -4,14 +4,15 @@ import fnmatch
 import glob
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from skipvar.config import StorageConfig
-from skipvar.errors import InputError
-from skipvar.shards.storage import NotFoundError, Storage, open_storage
+from skipvar.errors import InputError, NotFoundError
+from skipvar.shards.storage import Storage, open_storage
 
 FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _GLOB = re.compile(r"[*?[]")
@@ -53,6 +54,7 @@ class Inputs:
             bucket, _, key = uri.removeprefix("s3://").partition("/")
             return self._bucket(bucket).open(key)
         try:
+            _check_kind(Path(uri).stat().st_mode, uri)  # opening a named pipe would wait for somebody to write
             return Path(uri).open("rb")
         except OSError as error:
             raise InputError(f"{uri} cannot be read: {error.strerror}.") from error
@@ -95,21 +97,32 @@ class Inputs:
 def _expand_local(pattern: str) -> Iterator[tuple[str, int, str]]:
     if "://" in pattern:
         raise InputError(f"input.path: {pattern} is neither a local path nor s3://bucket/key.")
-    pattern = str(Path(pattern).expanduser())
-    if Path(pattern).is_dir():
+    try:
+        pattern = str(Path(pattern).expanduser())
+        is_folder = Path(pattern).is_dir()
+        names = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (keeps relative and absolute alike)
+    except (OSError, RuntimeError, ValueError, re.error) as error:  # a name that is too long, an unknown ~user, a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"input.path: {pattern[:200]!r} cannot be used: {reason}.") from error
+    if is_folder:
         raise InputError(
             f"input.path: {pattern} is a folder; give a file in it or a glob, such as {pattern.rstrip('/')}/*.parquet."
         )
-    names = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (keeps relative and absolute alike)
     for name in names:
         path = Path(name)
-        if path.is_dir():
-            continue
         try:
+            if path.is_dir():
+                continue
             status = path.stat()
         except OSError as error:
             raise InputError(f"{name} cannot be read: {error.strerror}.") from error
+        _check_kind(status.st_mode, name)
         yield str(path.absolute()), status.st_size, str(status.st_mtime_ns)
+
+
+def _check_kind(mode: int, name: str) -> None:
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{name} is no regular file (a pipe, a device or a folder); copy its content to a file.")
 
 
 def _matches(name: str, pattern: str) -> bool:

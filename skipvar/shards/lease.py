@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from skipvar.errors import StorageError
-from skipvar.shards.storage import NotFoundError, Storage
+from skipvar.errors import NotFoundError, StorageError
+from skipvar.shards.storage import Storage
 
 logger = logging.getLogger(__name__)
 

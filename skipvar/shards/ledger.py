@@ -13,12 +13,13 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skipvar.errors import ConfigError, StorageError
+from skipvar.errors import ConfigError, NotFoundError, StorageError
 from skipvar.shards.card import dataset_card
 from skipvar.shards.lease import Lease, LeaseHeldError, acquire
+from skipvar.shards.parts import INPUT
 from skipvar.shards.prompts import Plan
 from skipvar.shards.schema import SCHEMA_VERSION
-from skipvar.shards.storage import NotFoundError, Storage
+from skipvar.shards.storage import Storage
 from skipvar.shards.unitfile import (
     DATA,
     ERRORS,
@@ -38,6 +39,8 @@ RUN_FILE = "_run.json"
 SUCCESS_FILE = "_SUCCESS"
 CARD_FILE = "README.md"
 FINGERPRINT_DIGITS = 16
+MAX_UNITS = 2 * 10**7
+"""Units of a run, at most: a record that tells of more is damaged."""
 _FOOTER_THREADS = 16
 
 State = Literal["running", "finished", "finished_with_errors", "stopped"]
@@ -82,9 +85,9 @@ class Ledger:
             record = json.loads(self._storage.read(RUN_FILE))
         except NotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StorageError(f"{self._storage.uri}/{RUN_FILE} is not valid JSON; give another output.") from error
-        if not isinstance(record, dict) or not {"fingerprint", "parts", "input"} <= record.keys():
+        if not _is_record(record):
             raise StorageError(f"{self._storage.uri}/{RUN_FILE} is not the record of a run; give another output.")
         return record
 
@@ -124,6 +127,13 @@ class Ledger:
         present = {**present, "state": "running", "resumed_at": _now(), "ended_at": None}
         self._storage.replace(RUN_FILE, _json(present))
         return Run(record["fingerprint"], True, present)
+
+    def withdraw(self) -> None:
+        """Forget a run that published nothing, unless it did."""
+        if next(self._storage.list(DATA), None) is None:
+            for entry in list(self._storage.list(INPUT)):
+                self._storage.delete(entry.name)
+            self._storage.delete(RUN_FILE)
 
     def done_units(self) -> set[int]:
         """The units that are published, by one listing of `data/`."""
@@ -212,6 +222,25 @@ class Ledger:
                 f"{self._storage.uri} holds a run that was made otherwise: {'; '.join(changes[:20])}. "
                 "Go back to the old values to resume it, or give another output.path for the new ones."
             )
+
+
+def _is_record(record: Any) -> bool:
+    """Whether the record has what the other modules count on."""
+    if not isinstance(record, dict) or not isinstance(record.get("fingerprint"), str):
+        return False
+    plan = record.get("input")
+    if not isinstance(record.get("parts"), dict) or not isinstance(plan, dict):
+        return False
+    counts = [plan.get(name) for name in ("num_rows", "prompts_per_unit", "images_per_prompt")]
+    columns, files = plan.get("columns"), plan.get("files", [])
+    return (
+        all(type(count) is int and 0 < count < 2**62 for count in counts)
+        and plan["num_rows"] <= MAX_UNITS * plan["prompts_per_unit"]
+        and isinstance(columns, dict)
+        and all(isinstance(kind, str) for kind in columns.values())
+        and isinstance(files, list)
+        and all(isinstance(file, dict) and type(file.get("rows")) is int and "name" in file for file in files)
+    )
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from skipvar.config import StorageConfig
-from skipvar.errors import RowError
-from skipvar.shards.columns import checked_text
+from skipvar.errors import RowError, SkipvarError
+from skipvar.shards.columns import UNFIT_ERRORS, checked_text
 from skipvar.types import Failure, Request
 
 SETTINGS = ("seed", "cfg", "tau", "negative_prompt", "aspect_ratio")
@@ -24,14 +24,15 @@ MAX_ROW_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class FileSpec:
-    """What a reader needs to know of a file besides the slice."""
+    """What a reader needs to know of a Parquet file besides the slice."""
 
-    format: str
     size: int
-    columns: tuple[str, ...] = ()
-    """Column names of a text file, in its order."""
-    footer_checksum: int | None = None
-    """CRC-32 of a Parquet file's footer."""
+    footer_checksum: int
+    """CRC-32 of the file's footer."""
+    is_part: bool = False
+    """It is text input in its normal form (`skipvar.shards.parts`), not a file of the user's."""
+    unlike: tuple[str, ...] = ()
+    """The user's own columns that have another type in the plan, since other files have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,9 @@ def per_scale(value: Any, name: str, num_scales: int | None) -> tuple[float, ...
     values = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
     numbers = tuple(_number(item, name) for item in values)
     if any(number < 0 or (name == "tau" and np.float32(number) == 0) for number in numbers):
-        raise RowError(f"{name} is {value!r}; {'it must be above 0' if name == 'tau' else 'it must be at least 0'}")
+        raise RowError(
+            f"{name} is {_shown(value)}; {'it must be above 0' if name == 'tau' else 'it must be at least 0'}"
+        )
     if isinstance(value, list | tuple | np.ndarray):
         if not numbers or (num_scales is not None and len(numbers) != num_scales):
             expected = "one entry for each scale" if num_scales is None else f"{num_scales} entries, one for each scale"
@@ -90,29 +93,34 @@ class RowReader:
 
     def __init__(self, spec: InputSpec) -> None:
         self._spec = spec
+        self._cfg = per_scale(spec.cfg, "cfg", spec.num_scales)
+        self._tau = per_scale(spec.tau, "tau", spec.num_scales)
 
     def read(
-        self, position: int, row: Mapping[str, Any] | RowError, fit: Callable[[Any, pa.Field], Any], where: str
+        self,
+        position: int,
+        values: Mapping[str, Any],
+        error: SkipvarError | None,
+        where: str,
+        unlike: Sequence[str] = (),
     ) -> Iterator[Request | Failure]:
         """The requests of the row at `position` of the whole input, or a failure for each of its images.
 
-        `fit` brings a value of an own column to its type; `where` names file and row in messages.
+        `error`: the row is known to be bad. `where` names file and row in messages. `unlike`: see `FileSpec`.
         """
-        error = row if isinstance(row, RowError) else None
-        values = {} if isinstance(row, RowError) else row
         columns: dict[str, Any] = {}
         settings: dict[str, Any] = {}
         try:
-            if error is not None:
-                raise error
-            settings = self._settings(values)
-            _check_size(values)
+            if error is None:
+                settings = self.settings(values)
+                check_size(values)
             for field in self._spec.columns:
-                columns[field.name] = fit(values.get(field.name), field)
+                value = values.get(field.name)
+                columns[field.name] = _converted(value, field) if field.name in unlike else value
         except RowError as found:
-            error = found
-        except RecursionError:
-            error = RowError("the row is nested too deeply")
+            error = error or found
+        except UNFIT_ERRORS as found:
+            error = error or RowError(f"the row cannot be used ({first_line(found)})")
         for image_index in range(self._spec.images_per_prompt):
             id = self._id(position, image_index, values)
             if error is None:
@@ -122,9 +130,9 @@ class RowReader:
                     position=position,
                     image_index=image_index,
                     id=id,
-                    prompt=_shown_text(values.get(self._spec.prompt_column)),
+                    prompt=shown_prompt(values.get(self._spec.prompt_column)),
                     seed=None,
-                    error_class=RowError.__name__,
+                    error_class=type(error).__name__,
                     message=f"{where}: {error}.",
                     columns=columns,
                 )
@@ -149,7 +157,8 @@ class RowReader:
             columns=columns,
         )
 
-    def _settings(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Prompt and sampling of the row, those of the run where it has none of its own; RowError where one is bad."""
         spec = self._spec
         prompt = row.get(spec.prompt_column)
         if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
@@ -157,7 +166,7 @@ class RowReader:
         if not isinstance(prompt, str):
             raise RowError(f"column '{spec.prompt_column}' must be text, not {_shown(prompt)}")
         id = row.get(spec.id_column)
-        if not _is_empty(id) and _id_text(id) is None:
+        if not is_empty(id) and id_text(id) is None:
             raise RowError(f"column '{spec.id_column}' must be text or a whole number, not {_shown(id)}")
         negative = row.get("negative_prompt")
         if negative is not None and not isinstance(negative, str):
@@ -167,26 +176,28 @@ class RowReader:
         return {
             "prompt": checked_text(prompt, spec.prompt_column),
             "negative_prompt": checked_text(negative, "negative_prompt") if negative else spec.negative_prompt or None,
-            "seed": None if _is_empty(row.get("seed")) else _seed(row["seed"]),
-            "cfg": per_scale(spec.cfg if _is_empty(row.get("cfg")) else row["cfg"], "cfg", spec.num_scales),
-            "tau": per_scale(spec.tau if _is_empty(row.get("tau")) else row["tau"], "tau", spec.num_scales),
-            "aspect_ratio": spec.aspect_ratio if _is_empty(row.get("aspect_ratio")) else _ratio(row["aspect_ratio"]),
+            "seed": None if is_empty(row.get("seed")) else _seed(row["seed"]),
+            "cfg": self._cfg if is_empty(row.get("cfg")) else per_scale(row["cfg"], "cfg", spec.num_scales),
+            "tau": self._tau if is_empty(row.get("tau")) else per_scale(row["tau"], "tau", spec.num_scales),
+            "aspect_ratio": spec.aspect_ratio if is_empty(row.get("aspect_ratio")) else _ratio(row["aspect_ratio"]),
         }
 
     def _id(self, position: int, image_index: int, row: Mapping[str, Any]) -> str:
         """The user's label or the position in twelve digits, with the image's index where there are several."""
         given = row.get(self._spec.id_column)
-        text = None if _is_empty(given) else _id_text(given)
+        text = None if is_empty(given) else id_text(given)
         if text is not None:
             return text.encode("utf-8", "replace").decode()
         return f"{position:012d}" + (f"-{image_index}" if self._spec.images_per_prompt > 1 else "")
 
 
-def _is_empty(value: Any) -> bool:
+def is_empty(value: Any) -> bool:
+    """Whether a cell counts as not given."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _id_text(value: Any) -> str | None:
+def id_text(value: Any) -> str | None:
+    """An id as text; None where it is neither text nor a whole number."""
     if isinstance(value, str):
         return value
     if isinstance(value, float) and value.is_integer():  # whole numbers with gaps come as floats from many tools
@@ -228,7 +239,13 @@ def _ratio(value: Any) -> float:
     return number
 
 
-def _check_size(row: Mapping[str, Any]) -> None:
+def _converted(value: Any, field: pa.Field) -> Any:
+    """The value in the type that the plan gives its column; UNFIT_ERRORS where it does not fit."""
+    return None if value is None else pa.scalar(value, field.type).as_py()
+
+
+def check_size(row: Mapping[str, Any]) -> None:
+    """RowError where a row holds more than a row may."""
     size = sum(approximate_bytes(value) for value in row.values())
     if size > MAX_ROW_BYTES:
         raise RowError(f"the row holds {size} bytes; at most {MAX_ROW_BYTES} are accepted")
@@ -245,12 +262,20 @@ def approximate_bytes(value: Any) -> int:
     return 8
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception of a library says, cut to a short line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
+def shown_prompt(prompt: Any) -> str:
+    """What the error table shows of a prompt, whatever it was: valid text of bounded length."""
+    try:
+        text = prompt if isinstance(prompt, str) else "" if prompt is None else repr(prompt)
+    except UNFIT_ERRORS:
+        text = ""
+    return text[:MAX_ROW_BYTES].encode("utf-8", "replace").decode()
+
+
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _shown_text(prompt: Any) -> str:
-    """What the error table shows of a prompt, whatever it was: valid text of bounded length."""
-    text = prompt if isinstance(prompt, str) else "" if prompt is None else repr(prompt)
-    return text[:MAX_ROW_BYTES].encode("utf-8", "replace").decode()

@@ -24,8 +24,8 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from skipvar.config import StorageConfig
-from skipvar.errors import ConfigError, StorageError
-from skipvar.shards.storage import Entry, NotFoundError
+from skipvar.errors import ConfigError, NotFoundError, StorageError
+from skipvar.types import Entry
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -69,7 +69,13 @@ class S3Storage:
     """Objects under `s3://bucket/prefix`. Credentials come from the standard AWS chain and appear in no message."""
 
     def __init__(self, uri: str, config: StorageConfig) -> None:
-        parts = urlsplit(uri)
+        try:
+            parts = urlsplit(uri)
+            urlsplit(config.endpoint_url or "")
+        except ValueError:
+            raise ConfigError(
+                "storage.endpoint_url or an S3 location is no valid address; check its brackets."
+            ) from None
         if not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
             raise ConfigError("An S3 location is s3://bucket or s3://bucket/prefix, without keys or options in it.")
         if config.endpoint_url and "@" in urlsplit(config.endpoint_url).netloc:

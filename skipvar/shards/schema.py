@@ -7,11 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from skipvar.errors import InputError
+from skipvar.skip.strategy import STRATEGY_NAMES
 
-SCHEMA_VERSION = 1
-
-STRATEGIES = ("base", "skip_1", "skip_2", "skip_3", "uncond_1", "uncond_2", "uncond_3")
-"""The strategies that a policy may give scores to: the fields of `strategy_scores`."""
+SCHEMA_VERSION = 2
+"""2: `strategy_scores` has ten fields; 1 had the paper's seven."""
 
 JSON_TEXT = {b"skipvar": b"json"}
 """Metadata of a jsonl column whose values have no common type: each is kept as its JSON text."""
@@ -37,7 +36,7 @@ _OWN = (
     ("policy", pa.string()),
     ("probe_sobel_change", pa.float64()),
     ("probe_fft_high_frequency_ratio", pa.float64()),
-    ("strategy_scores", pa.struct([(name, pa.float64()) for name in STRATEGIES])),
+    ("strategy_scores", pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])),
     ("cfg", pa.list_(pa.float32())),
     ("tau", pa.list_(pa.float32())),
     ("top_k", pa.int32()),

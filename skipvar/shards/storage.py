@@ -7,31 +7,16 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
 from skipvar.config import StorageConfig
-from skipvar.errors import ConfigError, StorageError
+from skipvar.errors import ConfigError, NotFoundError, StorageError
+from skipvar.types import Entry
 
 TEMPORARY = "_tmp"
 YOUNG_SECONDS = 5.0
 """A temporary file may be so old before its writer has locked it."""
-
-
-class NotFoundError(StorageError):
-    """The named object is not there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One object of a listing."""
-
-    name: str
-    """Relative to the storage's uri, with `/` between folders."""
-    size: int
-    version: str
-    """Changes when the object does: the ETag on S3, the modification time in nanoseconds locally."""
 
 
 class Storage(Protocol):
@@ -103,7 +88,10 @@ class LocalStorage:
     """A folder. An object appears by `link` from a finished temporary file, so no partial one is ever visible."""
 
     def __init__(self, uri: str) -> None:
-        self.root = Path(uri).expanduser().absolute()
+        try:
+            self.root = Path(uri).expanduser().absolute()
+        except RuntimeError as error:  # ~user, and there is no such user
+            raise ConfigError(f"The location {uri[:200]!r} cannot be used: its user is not known here.") from error
         self.uri = str(self.root)
         self._clean_temporary()
 
@@ -121,6 +109,8 @@ class LocalStorage:
     def list(self, prefix: str = "") -> Iterator[Entry]:
         folder = prefix.rpartition("/")[0]
         try:
+            if folder and (self.root / folder).is_file():
+                raise StorageError(f"{join(self.uri, folder)} is a file where a folder is due; restore the folder.")
             found = sorted(self._walk(self.root / folder))
         except OSError as error:
             raise explain_os_error(error, f"list {join(self.uri, folder)}") from error
@@ -189,7 +179,7 @@ class LocalStorage:
         return self.root / parts
 
     def _walk(self, folder: Path) -> Iterator[tuple[str, int, int]]:
-        for parent, _, files in os.walk(folder):
+        for parent, _, files in os.walk(folder, onerror=_raise_unless_gone):
             for file in files:
                 path = Path(parent, file)
                 with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
@@ -220,6 +210,12 @@ class LocalStorage:
                     with path.open("rb") as file:
                         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         path.unlink()
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    """A folder that may not be listed is not an empty one."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from skipvar.errors import StorageError
 from skipvar.shards.rows import approximate_bytes
 from skipvar.shards.schema import IMAGE_BYTES, SCHEMA_VERSION, UNHASHED
+from skipvar.shards.storage import Storage
 from skipvar.types import RequestKey, Unit
 
 DATA = "data/"
@@ -165,6 +166,16 @@ def read_unit_footer(file: BinaryIO, name: str) -> UnitFooter:
         raise StorageError(
             f"{name} is not a readable unit of a dataset; `python -m jobs.verify OUTPUT --repair` says what to do."
         ) from error
+
+
+def read_columns(storage: Storage, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Columns of a unit's file. Arrow's threads see bytes and no Python file: a thread that still waited for one at the
+    interpreter's end would abort the process.
+    """
+    buffer = pa.BufferReader(storage.read(name))
+    return pq.read_table(
+        buffer, columns=None if columns is None else list(columns), use_threads=False, pre_buffer=False
+    )
 
 
 def _canonical(value: Any) -> str:

@@ -28,6 +28,7 @@ from skipvar.shards.unitfile import (
     expected_keys,
     parse_data_name,
     parse_error_name,
+    read_columns,
     read_unit_footer,
 )
 from skipvar.types import RequestKey, Unit
@@ -153,7 +154,7 @@ class _Checker:
                 f"{name}: its footer says unit, retry, fingerprint, schema version {found}; expected are {expected}."
             )
             return
-        with pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True) as file:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             columns = {column.name: _type_name(column.type) for column in file.schema_arrow}
             if columns != self._columns:
                 differing = sorted(key for key, _ in columns.items() ^ self._columns.items())
@@ -213,8 +214,7 @@ class _Checker:
         if footer.errors is None:
             return set()
         check.error_files.add(footer.errors)
-        with self._storage.open(footer.errors) as file:
-            table = pq.read_table(file, columns=["position", "image_index"])
+        table = read_columns(self._storage, footer.errors, ["position", "image_index"])
         keys = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
         if len(keys) != footer.error_rows or len(set(keys)) != len(keys):
             check.problems.append(f"{footer.errors} does not have the {footer.error_rows} rows that {name} counts.")
@@ -277,8 +277,7 @@ def _note_repeated_ids(
             break
         if np.isin(found, repeated).any():
             for retry in retries[unit]:
-                with storage.open(data_name(unit, retry)) as file:
-                    ids = pq.read_table(file, columns=["id"]).column("id").to_pylist()
+                ids = read_columns(storage, data_name(unit, retry), ["id"]).column("id").to_pylist()
                 counts.update(id for id in dict.fromkeys(ids) if np.uint64(_id_hash(id)) in repeated)
     shown = ", ".join(repr(id) for id in list(counts)[:_MAX_NAMED])
     verdict.notes.append(

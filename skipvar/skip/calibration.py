@@ -20,6 +20,10 @@ class TrialScores:
     """By the scale whose grid the probe was decoded at."""
     ssim: Mapping[str, float]
     """Of each strategy's image to the one of `base`."""
+    prompt: str = ""
+    """Images of one prompt share its difficulty: they are never split between parts."""
+    group: str = ""
+    """What kind of prompt it is: reported by, never fitted on."""
 
 
 def labels(trials: Sequence[TrialScores], kind: str, floor: float) -> np.ndarray:

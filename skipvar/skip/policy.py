@@ -3,13 +3,15 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from skipvar.checks import check_one_of, check_scheme, require, shown
 from skipvar.errors import ConfigError
-from skipvar.skip.strategy import STRATEGY_NAMES, default_decision_scale, make_strategy
+from skipvar.skip.chances import ChanceTable, table_from_json
+from skipvar.skip.strategy import PAPER_STRATEGIES, STRATEGY_NAMES, default_decision_scale, make_strategy
 from skipvar.types import Probe, Request
 
 DEFAULT_GRID_SCALE = 4
@@ -37,7 +39,9 @@ class Policy(Protocol):
         ...
 
     @property
-    def needs_probe(self) -> bool: ...
+    def strategies(self) -> tuple[str, ...]:
+        """Those that it may choose."""
+        ...
 
     @property
     def known_strategy(self) -> str | None:
@@ -64,7 +68,6 @@ class FixedPolicy:
     strategy: str
     decision_scale: int | None
     grid_scale: int = DEFAULT_GRID_SCALE
-    needs_probe: bool = False
 
     @property
     def name(self) -> str:
@@ -73,6 +76,10 @@ class FixedPolicy:
     @property
     def content_hash(self) -> str:
         return self.name
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        return (self.strategy,)
 
     @property
     def known_strategy(self) -> str:
@@ -84,14 +91,14 @@ class FixedPolicy:
 
 @dataclass(frozen=True)
 class SpreadPolicy:
-    """A strategy by hash of the image's id, over all seven: for tests and benchmarks of grouping."""
+    """A strategy by hash of the image's id, over all ten: for tests and benchmarks of grouping."""
 
     decision_scale: int | None
     grid_scale: int = DEFAULT_GRID_SCALE
     known_strategy: None = None
     name: str = "spread"
     content_hash: str = "spread"
-    needs_probe: bool = True
+    strategies: tuple[str, ...] = STRATEGY_NAMES
 
     def decide(self, request: Request, probe: Probe | None) -> Decision:  # noqa: ARG002
         digest = hashlib.sha256(request.id.encode()).digest()
@@ -130,7 +137,7 @@ class LogisticPolicy:
     grid_scale: int
     skip: LogisticStage
     uncond: LogisticStage
-    needs_probe: bool = True
+    strategies: tuple[str, ...] = PAPER_STRATEGIES
     known_strategy: None = None
 
     def decide(self, request: Request, probe: Probe | None) -> Decision:  # noqa: ARG002
@@ -149,6 +156,58 @@ class LogisticPolicy:
         return Decision(f"uncond_{num_conditional}" if num_conditional else "base", scores)
 
 
+def check_spec(spec: str | None) -> None:
+    """Raise `ConfigError` for what `load_policy` would refuse whatever the model is: it costs nothing to ask first."""
+    if spec is None or spec == "spread":
+        return
+    kinds = "null, spread, fixed:<strategy>, or a policy file that ends in .json"
+    if spec.startswith("fixed:"):
+        check_one_of("policy", spec, [f"fixed:{name}" for name in STRATEGY_NAMES])
+        return
+    require(spec.endswith(".json"), "policy", spec, kinds)
+    if "://" in spec:
+        check_scheme("policy", spec)
+        return
+    try:
+        is_file = Path(spec).is_file()
+    except OSError:  # a name too long for any file
+        is_file = False
+    if not is_file:
+        raise ConfigError(f"policy: file {shown(spec)} does not exist; accepted: {kinds}.")
+
+
+@dataclass(frozen=True)
+class CertifiedPolicy:
+    """The cheapest strategy whose chance of staying above an SSIM floor passes a tested threshold; else `base`."""
+
+    name: str
+    content_hash: str
+    decision_scale: int | None
+    grid_scale: int
+    table: ChanceTable
+    cfg: tuple[float, ...]
+    """Of each scale: what the promise was tested with. A row with other settings of its own is made under `base`."""
+    tau: tuple[float, ...]
+    known_strategy: None = None
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        return ("base", *self.table.chances)
+
+    def decide(self, request: Request, probe: Probe | None) -> Decision:
+        assert probe is not None
+        if not (_are_close(request.cfg, self.cfg) and _are_close(request.tau, self.tau)):
+            return Decision("base")
+        return Decision(*self.table.choose((probe.sobel_change, probe.fft_high_frequency_ratio)))
+
+
+def _are_close(values: Sequence[float], others: Sequence[float]) -> bool:
+    """The same numbers, as float32 tells them apart."""
+    return len(values) == len(others) and all(
+        math.isclose(value, other, rel_tol=1e-6) for value, other in zip(values, others, strict=True)
+    )
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """What a policy file is checked against."""
@@ -156,10 +215,21 @@ class ModelFacts:
     name: str
     num_scales: int
     weights_sha256: Mapping[str, str]
+    cfg: tuple[float, ...] | None = None
+    """Of each scale. It, `tau` and `dtype` are asked by certified policies alone; None matches no promise."""
+    tau: tuple[float, ...] | None = None
+    dtype: str | None = None
+    """float32 or bfloat16."""
 
 
-def load_policy(spec: str | None, facts: ModelFacts, *, force: bool = False) -> Policy:
-    """`fixed:<strategy>`, `spread`, a policy file, or None for `fixed:base`.
+def load_policy(
+    spec: str | None,
+    facts: ModelFacts,
+    *,
+    force: bool = False,
+    read: Callable[[str], bytes] = lambda path: Path(path).read_bytes(),
+) -> Policy:
+    """`fixed:<strategy>`, `spread`, a policy file (which `read` reads), or None for `fixed:base`.
 
     Raises `ConfigError` for an unknown policy, a broken file, or one fitted for another model, number of scales or
     decision scale, unless `force`.
@@ -177,12 +247,12 @@ def load_policy(spec: str | None, facts: ModelFacts, *, force: bool = False) -> 
         if decision_scale is None:
             raise ConfigError(f"policy spread needs at least 5 scales, this size has {facts.num_scales}")
         return SpreadPolicy(decision_scale)
-    return _load_file(Path(spec), facts, force=force)
+    return _load_file(spec, facts, read, force=force)
 
 
-def _load_file(path: Path, facts: ModelFacts, *, force: bool) -> Policy:
+def _load_file(path: str, facts: ModelFacts, read: Callable[[str], bytes], *, force: bool) -> Policy:
     try:
-        raw = path.read_bytes()
+        raw = read(path)
     except OSError as error:
         accepted = "a policy file, fixed:<strategy> or spread"
         raise ConfigError(f"policy {path}: cannot be read ({error.strerror}); accepted: {accepted}") from error
@@ -191,25 +261,36 @@ def _load_file(path: Path, facts: ModelFacts, *, force: bool) -> Policy:
         fitted_for, probe = content["fitted_for"], content["probe"]
         if absent := {"model", "num_scales", "decision_scale"} - fitted_for.keys():
             raise ValueError(f"fitted_for lacks {', '.join(sorted(absent))}")
-        if content["kind"] != "logistic":
-            raise ValueError(f"kind is {content['kind']!r}, accepted: 'logistic'")
         if probe["features"] != ["sobel_change", "fft_high_frequency_ratio"]:
             raise ValueError("probe.features must be sobel_change, fft_high_frequency_ratio")
-        policy = LogisticPolicy(
-            name=str(content["name"]),
-            content_hash=hashlib.sha256(raw).hexdigest(),
-            decision_scale=min(int(fitted_for["decision_scale"]), facts.num_scales - 4),
-            grid_scale=int(probe["grid_scale"]),
-            skip=stage_from_json(content["stages"]["skip"]),
-            uncond=stage_from_json(content["stages"]["uncond"]),
-        )
+        decision_scale = min(int(fitted_for["decision_scale"]), facts.num_scales - 4)
+        policy = _policy_of(content, hashlib.sha256(raw).hexdigest(), decision_scale)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"policy {path}: not a policy file ({type(error).__name__}: {error})") from error
     if not force:
         _check_fits(path, fitted_for, facts)
+        if isinstance(policy, CertifiedPolicy):
+            _check_promise(path, fitted_for, facts)
     if policy.decision_scale is None or policy.decision_scale < 1 or not 0 <= policy.grid_scale < facts.num_scales:
         raise ConfigError(f"policy {path}: needs a decision scale and a probe grid that {facts.num_scales} scales lack")
     return policy
+
+
+def _policy_of(content: Mapping[str, Any], content_hash: str, decision_scale: int) -> LogisticPolicy | CertifiedPolicy:
+    """The policy of a file's content; raises `ValueError`, `KeyError` or `TypeError` where it is not one."""
+    name, grid_scale, fitted_for = str(content["name"]), int(content["probe"]["grid_scale"]), content["fitted_for"]
+    if content["kind"] == "logistic":
+        skip, uncond = (stage_from_json(content["stages"][kind]) for kind in ("skip", "uncond"))
+        return LogisticPolicy(name, content_hash, decision_scale, grid_scale, skip, uncond)
+    if content["kind"] != "certified":
+        raise ValueError(f"kind is {content['kind']!r}, accepted: 'logistic', 'certified'")
+    if not fitted_for.get("weights_sha256") or "dtype" not in fitted_for:
+        raise ValueError("a certified policy's fitted_for names weights_sha256, cfg, tau and dtype")
+    cfg, tau = (tuple(float(value) for value in fitted_for[key]) for key in ("cfg", "tau"))
+    table = table_from_json(content["chances"])
+    for strategy in table.chances:
+        make_strategy(strategy, int(fitted_for["num_scales"]))
+    return CertifiedPolicy(name, content_hash, decision_scale, grid_scale, table, cfg, tau)
 
 
 def stage_from_json(content: Mapping[str, Any]) -> LogisticStage:
@@ -230,7 +311,7 @@ def stage_from_json(content: Mapping[str, Any]) -> LogisticStage:
     return stage
 
 
-def _check_fits(path: Path, fitted_for: Mapping[str, Any], facts: ModelFacts) -> None:
+def _check_fits(path: str, fitted_for: Mapping[str, Any], facts: ModelFacts) -> None:
     """Refuses a policy that was fitted for something else; `weights_sha256` is only set for models that need it."""
     decision_scale = default_decision_scale(facts.num_scales)
     checks = [
@@ -249,3 +330,25 @@ def _check_fits(path: Path, fitted_for: Mapping[str, Any], facts: ModelFacts) ->
                 f"policy {path} was fitted for another {what} ({fitted}, this run has {actual}): "
                 "choose another policy, or insist with policy_force=true"
             )
+
+
+def _check_promise(path: str, fitted_for: Mapping[str, Any], facts: ModelFacts) -> None:
+    """Refuses a certified policy for settings that its promise was not tested with."""
+    checks = [
+        ("cfg", fitted_for["cfg"], facts.cfg, _are_close(fitted_for["cfg"], facts.cfg or ())),
+        ("tau", fitted_for["tau"], facts.tau, _are_close(fitted_for["tau"], facts.tau or ())),
+        ("dtype", fitted_for["dtype"], facts.dtype, fitted_for["dtype"] == facts.dtype),
+    ]
+    for what, tested, actual, is_same in checks:
+        if not is_same:
+            raise ConfigError(
+                f"policy {path} promises nothing for this {what} (tested with {_short(tested)}, this run has "
+                f"{_short(actual)}): choose another policy, certify one with jobs.calibrate, or insist with "
+                "policy_force=true"
+            )
+
+
+def _short(value: Any) -> str:
+    """A list of equal numbers as that number."""
+    is_even = isinstance(value, list | tuple) and len(set(value)) == 1
+    return str(value[0] if is_even else value)

@@ -6,7 +6,7 @@ from enum import Enum
 from functools import cache
 
 NUM_DECIDED_SCALES = 3
-"""The last scales, over which the paper's strategies differ; the decision scale comes right before them."""
+"""The last scales, over which strategies differ; the decision scale comes right before them."""
 
 
 class Mode(Enum):
@@ -49,21 +49,35 @@ class Strategy:
         return sum(branches[mode] * tokens for mode, tokens in zip(self.modes, num_tokens, strict=True))
 
 
-STRATEGY_NAMES = ("base", "skip_1", "skip_2", "skip_3", "uncond_1", "uncond_2", "uncond_3")
-"""The seven of the paper: everything, the last n scales skipped, the last n without the unconditional branch."""
+CHANGED_SCALES = {
+    "base": (0, 0),
+    "skip_1": (1, 0),
+    "skip_2": (2, 0),
+    "skip_3": (3, 0),
+    "uncond_1": (0, 1),
+    "uncond_2": (0, 2),
+    "uncond_3": (0, 3),
+    "skip_1_uncond_1": (1, 1),
+    "skip_1_uncond_2": (1, 2),
+    "skip_2_uncond_1": (2, 1),
+}
+"""Of each strategy: how many last scales are skipped, and how many before them run without the unconditional branch."""
+STRATEGY_NAMES = tuple(CHANGED_SCALES)
+PAPER_STRATEGIES = STRATEGY_NAMES[:7]
+"""Those among which SkipVAR's own policies choose: they skip, or drop the unconditional branch, and never both."""
 
 
 @cache
 def make_strategy(name: str, num_scales: int) -> Strategy:
-    """One of the paper's strategies for a schedule of `num_scales`."""
-    if name not in STRATEGY_NAMES:
+    """A strategy by its name, for a schedule of `num_scales`."""
+    if name not in CHANGED_SCALES:
         raise ValueError(f"unknown strategy {name!r} (one of {', '.join(STRATEGY_NAMES)})")
-    kind, _, count = name.partition("_")
-    num_changed = int(count or 0)
+    num_skipped, num_conditional = CHANGED_SCALES[name]
+    num_changed = num_skipped + num_conditional
     if num_changed >= num_scales:
         raise ValueError(f"strategy {name} needs more than {num_changed} scales, the schedule has {num_scales}")
-    changed = Mode.CONDITIONAL if kind == "uncond" else Mode.SKIPPED
-    return Strategy(name, (Mode.GUIDED,) * (num_scales - num_changed) + (changed,) * num_changed)
+    changed = (Mode.CONDITIONAL,) * num_conditional + (Mode.SKIPPED,) * num_skipped
+    return Strategy(name, (Mode.GUIDED,) * (num_scales - num_changed) + changed)
 
 
 def default_decision_scale(num_scales: int) -> int | None:

@@ -1,4 +1,4 @@
-"""The training pictures: Fluent emoji on named backgrounds in three layouts, composed on the fly, with captions.
+"""The training pictures: Fluent emoji on plain and patterned backgrounds in three layouts, composed on the fly.
 
 Source: npm `@lobehub/fluent-emoji-3d` (Microsoft's Fluent emoji, MIT) for the pictures and npm
 `emoji-datasource-google` for names. The packages are fetched by `jobs/train_emoji.py data` and never committed.
@@ -15,59 +15,46 @@ from PIL import Image
 from torch import Tensor
 
 from skipvar.errors import InputError
+from skipvar.training.backgrounds import BACKGROUNDS, paint, places
 from skipvar.training.objects import OBJECTS
 from skipvar.training.recipe import Recipe
 
 PICTURE_PACKAGE = "@lobehub/fluent-emoji-3d@1.1.0"
 NAME_PACKAGE = "emoji-datasource-google@16.0.0"
 
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {
-    "white": (250, 250, 250),
-    "black": (24, 24, 28),
-    "gray": (150, 152, 158),
-    "red": (216, 48, 48),
-    "blue": (52, 96, 220),
-    "green": (46, 160, 84),
-    "yellow": (252, 214, 64),
-    "pink": (250, 164, 200),
-}
-"""Name to RGB."""
-
 LAYOUT_SIDES = (1, 2, 3)
 """Objects a row (and a column) in each layout."""
 _OBJECT_SHARES = (0.78, 0.86, 0.88)
 """Side of an object over the side of its cell, by layout."""
 
-# {a} is "a" or "an" with the name; the number of phrasings per layout may differ.
-_PHRASINGS: tuple[tuple[str, ...], ...] = (
+# {a} is "a" or "an" with the name.
+_SUBJECTS: tuple[tuple[str, ...], ...] = (
     (
-        "{name} on {color}",
-        "{a} on {color}",
-        "{a} on a {color} background",
-        "one {name} on {color}",
-        "a large {name} on a {color} background",
-        "a big {name} on {color}",
-        "one large {name} on {color}",
-        "a picture of {a} on a {color} background",
+        "{name}",
+        "{a}",
+        "one {name}",
+        "a large {name}",
+        "a big {name}",
+        "one large {name}",
+        "a picture of {a}",
     ),
     (
-        "four {plural} on {color}",
-        "four {plural} in a grid on {color}",
-        "four {plural} on a {color} background",
-        "4 {plural} on {color}",
-        "a two by two grid of {plural} on {color}",
-        "a picture of four {plural} on a {color} background",
+        "four {plural}",
+        "4 {plural}",
+        "four {plural} in a grid",
+        "a two by two grid of {plural}",
+        "a picture of four {plural}",
     ),
     (
-        "nine {plural} on {color}",
-        "nine small {plural} on {color}",
-        "nine small {plural} on a {color} background",
-        "9 {plural} on {color}",
-        "nine {plural} in a grid on {color}",
-        "a three by three grid of {plural} on {color}",
-        "many small {plural} on a {color} background",
+        "nine {plural}",
+        "9 {plural}",
+        "nine small {plural}",
+        "many small {plural}",
+        "nine {plural} in a grid",
+        "a three by three grid of {plural}",
     ),
 )
+"""Phrasings of each layout, to stand before "on" and a background."""
 
 
 @dataclass(frozen=True, order=True)
@@ -97,16 +84,23 @@ def split_combinations(recipe: Recipe) -> tuple[list[Combination], list[Combinat
     return [combinations[i] for i in sorted(order[recipe.held_out_combinations :])], held_out
 
 
-def captions(combination: Combination) -> list[str]:
-    """Every caption of a combination: its phrasings times the object's names."""
-    names = list(OBJECTS.values())[combination.object_index]
-    color = list(BACKGROUNDS)[combination.background_index]
+def subjects(object_index: int, layout_index: int) -> list[str]:
+    """What stands before "on" in captions of an object in a layout: each phrasing with each of the object's names."""
     result = []
-    for singular, plural in names:
+    for singular, plural in list(OBJECTS.values())[object_index]:
         article = "an" if singular[0] in "aeiou" and not singular.startswith(("uni", "ufo")) else "a"
-        for phrasing in _PHRASINGS[combination.layout_index]:
-            result.append(phrasing.format(name=singular, plural=plural, a=f"{article} {singular}", color=color))
+        for phrasing in _SUBJECTS[layout_index]:
+            result.append(phrasing.format(name=singular, plural=plural, a=f"{article} {singular}"))
     return result
+
+
+def captions(combination: Combination) -> list[str]:
+    """Every caption of a combination: its subjects times its background's places."""
+    return [
+        f"{subject} on {place}"
+        for subject in subjects(combination.object_index, combination.layout_index)
+        for place in places(BACKGROUNDS[combination.background_index])
+    ]
 
 
 class Pictures:
@@ -120,13 +114,14 @@ class Pictures:
         layers = [_layer(image, image_side, layout) for image in emoji for layout in range(len(LAYOUT_SIDES))]
         self.layers = torch.from_numpy(np.stack(layers)).permute(0, 3, 1, 2).contiguous()
         """uint8 (objects * layouts, 4, side, side): red, green, blue times alpha, and alpha."""
-        self.backgrounds = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32)
+        self.backgrounds = torch.stack([paint(background, image_side) for background in BACKGROUNDS])
+        """float32 (backgrounds, 3, side, side), 0 to 255."""
 
     def compose(self, combinations: list[Combination]) -> Tensor:
         """Pictures float32 `(B, 3, side, side)` in [-1, 1]."""
         rows = [c.object_index * len(LAYOUT_SIDES) + c.layout_index for c in combinations]
         layers = self.layers[rows].float()
-        background = self.backgrounds[[c.background_index for c in combinations]][:, :, None, None]
+        background = self.backgrounds[[c.background_index for c in combinations]]
         return (layers[:, :3] + (1 - layers[:, 3:] / 255) * background) / 127.5 - 1
 
 

@@ -1,4 +1,4 @@
-"""Writes the trained model as a folder that the pipeline loads, small enough for the repository, and reads it back.
+"""Writes the trained model as a folder that the pipeline loads, small enough for the repository.
 
 The folder also holds all that more training needs: the encoder, and `training.json`. Weights are the averaged ones in
 half precision; the optimizers' moments are not kept: training that goes on from the folder warms up again.
@@ -12,18 +12,18 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import T5EncoderModel
 
 from skipvar.errors import InputError
-from skipvar.model.pipeline import write_config
-from skipvar.training.common import Folders, append_log, load_checkpoint, save_checkpoint
-from skipvar.training.data import BACKGROUNDS, NAME_PACKAGE, PICTURE_PACKAGE
+from skipvar.model.identity import write_config
+from skipvar.training.backgrounds import BACKGROUNDS
+from skipvar.training.common import Folders, load_checkpoint
+from skipvar.training.data import NAME_PACKAGE, PICTURE_PACKAGE
 from skipvar.training.objects import OBJECTS
 from skipvar.training.recipe import MODEL, Recipe
 from skipvar.training.text import build_tokenizer, save_text_encoder
 from skipvar.training.transformer import check_encoder, load_text_to_bits
 from skipvar.training.transformer import checkpoint_path as transformer_checkpoint
-from skipvar.training.vae import Autoencoder, encoder_sha256, load_autoencoder
+from skipvar.training.vae import Autoencoder, load_autoencoder
 from skipvar.training.vae import checkpoint_path as vae_checkpoint
 
 MAX_BYTES = 30_000_000
@@ -41,10 +41,10 @@ def export(recipe: Recipe, folders: Folders, destination: Path) -> None:
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent) as temporary:
         folder = Path(temporary)
-        write_config(MODEL, folder / "config.json")
         save_file(_half(dict(autoencoder.named_parameters())), folder / "vae.safetensors")
         save_file(_half(dict(model.transformer.named_parameters())), folder / "transformer.safetensors")
         save_text_encoder(model.text_encoder, build_tokenizer(), folder / "text_encoder")
+        write_config(MODEL, folder)
         (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
         (folder / "README.md").write_text(model_card(recipe, record))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -57,24 +57,6 @@ def _half(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.detach().half().contiguous() for name, weight in weights.items()}
 
 
-def restore(folders: Folders, source: Path) -> None:
-    """Makes an exported folder the checkpoints of a run, to train on from there; refuses to overwrite any."""
-    for path in (vae_checkpoint(folders), transformer_checkpoint(folders)):
-        if path.exists():
-            raise InputError(f"{path} is there: restoring would overwrite a run; move it away first")
-    autoencoder = load_exported_autoencoder(source)
-    record = json.loads((source / "training.json").read_text())
-    for name in ("vae", "transformer"):
-        append_log(folders.run / f"{name}_log.jsonl", record[name])
-    text_encoder = T5EncoderModel.from_pretrained(source / "text_encoder", local_files_only=True)
-    weights = {f"transformer.{name}": w for name, w in load_file(source / "transformer.safetensors").items()}
-    weights |= {f"text_encoder.{name}": w for name, w in text_encoder.named_parameters()}
-    facts = {"num_samples": record["transformer"]["num_samples"]}
-    facts["encoder_sha256"] = encoder_sha256(autoencoder.encoder)
-    _save_restored(vae_checkpoint(folders), autoencoder.state_dict(), {"step": record["vae"]["step"]})
-    _save_restored(transformer_checkpoint(folders), weights, {"step": record["transformer"]["step"], **facts})
-
-
 def load_exported_autoencoder(source: Path) -> Autoencoder:
     """Encoder and decoder of an exported folder, in float32. Raises `InputError` where there is none."""
     path = source / "vae.safetensors"
@@ -83,13 +65,6 @@ def load_exported_autoencoder(source: Path) -> Autoencoder:
     model = Autoencoder()
     model.load_state_dict(load_file(path))
     return model.eval()
-
-
-def _save_restored(path: Path, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """A checkpoint without an optimizer's moments, which start anew from its step."""
-    weights = {name: weight.detach().float() for name, weight in weights.items()}
-    ema = {"weights": weights, "num_updates": facts["step"]}
-    save_checkpoint(path, {"model": weights, "ema": ema, "optimizer": None, "first_cold_step": facts["step"], **facts})
 
 
 def _training_record(recipe: Recipe, folders: Folders) -> dict[str, Any]:

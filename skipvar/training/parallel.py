@@ -6,7 +6,9 @@ wait once a step.
 """
 
 import logging
+import math
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,8 +16,6 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from torch import nn
-
-from skipvar.model.pipeline import resolve_dtype
 
 LOG_FORMAT = "%(asctime)s %(name)s %(message)s"
 
@@ -62,7 +62,14 @@ def autocast(dtype: torch.dtype) -> torch.autocast:
 
 def fast_dtype() -> torch.dtype:
     """bfloat16 where this processor multiplies faster in it, else float32: measured."""
-    return resolve_dtype("auto", torch.device("cpu"))
+    matrices = [torch.ones(1024, 1024, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    seconds = {matrix.dtype: math.inf for matrix in matrices}
+    for _ in range(12):  # by turns: other work on the machine hits both
+        for matrix in matrices:
+            start = time.perf_counter()
+            matrix @ matrix
+            seconds[matrix.dtype] = min(seconds[matrix.dtype], time.perf_counter() - start)
+    return torch.bfloat16 if seconds[torch.bfloat16] < 0.7 * seconds[torch.float32] else torch.float32
 
 
 def run_peers(count: int, work: Callable[[Peers], None]) -> None:

@@ -58,7 +58,7 @@ class VaeRecipe:
     reach (the sum over the scales of 1/sqrt(bits)), and one sign was all that such a cell could say."""
     layout_shares: tuple[float, ...] = (0.6, 0.8, 1.6)
     """Relative frequency of each layout's pictures: small objects are the hardest."""
-    truncated_share: float = 0.3
+    truncated_share: float = 0.1
     """Share of images decoded from a running sum that lacks the last one to three scales."""
     report_pictures: int = 24
     """Held-out pictures of each layout that a report measures."""
@@ -81,11 +81,9 @@ class TransformerRecipe:
     coarse: StepKind = StepKind(num_scales=5, batch_size=128)
     early: StepKind = StepKind(num_scales=7, batch_size=48)
     full: StepKind = StepKind(num_scales=NUM_SCALES, batch_size=12)
-    patterns: tuple[tuple[int, tuple[str, ...]], ...] = (
-        (0, ("coarse", "early", "coarse", "full")),
-        (1200, ("coarse", "early", "early", "full")),
-    )
-    """From which step on, the kinds of consecutive steps, over and over: first what is shown, then how it looks."""
+    patterns: tuple[tuple[int, tuple[str, ...]], ...] = ((0, ("coarse", "early", "full", "full")),)
+    """From which step on, the kinds of consecutive steps, over and over. Late scales count as well: skipping takes
+    them away."""
     embedding_rate: float = 1e-2
     """AdamW's rate of the word embeddings: each word is seen rarely, and its vector starts at length 16."""
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2.5e-3, adam_rate=2e-3, weight_decay=1e-2)

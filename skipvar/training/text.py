@@ -4,7 +4,6 @@ The tokenizer knows the captions' words as whole tokens and spells everything el
 encodes.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.utils.logging import disable_progress_bar
 
-from skipvar.training.data import all_combinations, captions
+from skipvar.training.backgrounds import BACKGROUNDS, places
+from skipvar.training.data import LAYOUT_SIDES, subjects
 from skipvar.training.objects import OBJECTS
 from skipvar.training.recipe import MODEL, TextRecipe
 
@@ -28,7 +28,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
     WordPiece takes the longest known piece first: `cats` is `cat` + `s` where only `cat` is known.
     """
-    words = sorted({word for c in all_combinations() for text in captions(c) for word in re.findall(r"\S+", text)})
+    words = _caption_words()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
     pieces = [PAD, END, UNKNOWN]
     for word in words:
@@ -62,6 +62,17 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def _caption_parts() -> tuple[list[str], list[str]]:
+    """Every (subject, place) that captions are put together from."""
+    before = [text for o in range(len(OBJECTS)) for layout in range(len(LAYOUT_SIDES)) for text in subjects(o, layout)]
+    return before, [place for background in BACKGROUNDS for place in places(background)]
+
+
+def _caption_words() -> list[str]:
+    before, after = _caption_parts()
+    return sorted({"on", *(word for text in before + after for word in text.split())})
+
+
 def build_text_encoder(recipe: TextRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> T5EncoderModel:
     """A fresh `T5EncoderModel` of the embedded model's size.
 
@@ -85,7 +96,7 @@ def build_text_encoder(recipe: TextRecipe, tokenizer: PreTrainedTokenizerFast, s
         torch.manual_seed(seed)
         encoder = T5EncoderModel(config)
     used = torch.zeros(len(tokenizer), dtype=torch.bool)
-    for ids in tokenizer([text for c in all_combinations() for text in captions(c)])["input_ids"]:
+    for ids in tokenizer(_caption_words())["input_ids"]:
         used[ids] = True
     embeddings = encoder.get_input_embeddings().weight
     with torch.no_grad():
@@ -98,7 +109,8 @@ def build_text_encoder(recipe: TextRecipe, tokenizer: PreTrainedTokenizerFast, s
 
 def _synonyms() -> dict[str, str]:
     """Word to the word whose vector it starts from: plurals, numerals and other names in one word of an object."""
-    result = {"4": "four", "9": "nine"}
+    result = {"4": "four", "9": "nine", "stripes": "striped", "dots": "dotted", "checks": "checked"}
+    result["checkered"] = "checked"
     for names in OBJECTS.values():
         for singular, plural in names:
             result |= {b: a for a, b in zip(singular.split(), plural.split(), strict=False) if a != b}
@@ -106,6 +118,24 @@ def _synonyms() -> dict[str, str]:
         if " " not in usual:
             result |= {form: usual for pair in names[1:] for form in pair if " " not in form and form != usual}
     return result
+
+
+def match_embeddings(
+    embeddings: Tensor, tokenizer: PreTrainedTokenizerFast, known: Tensor, vocabulary: dict[str, int]
+) -> None:
+    """Gives `embeddings (pieces, width)` the `known` vectors of another `vocabulary` (piece to row), in place.
+
+    A word that the other did not know starts as the word that it is a form of, if that was known; else it keeps its
+    fresh vector.
+    """
+    pieces = tokenizer.get_vocab()
+    for piece, row in pieces.items():
+        if piece in vocabulary:
+            embeddings[row] = known[vocabulary[piece]]
+    for pair in _synonyms().items():
+        word, model = (tokenizer.tokenize(text)[0] for text in pair)
+        if word not in vocabulary and model in vocabulary:
+            embeddings[pieces[word]] = known[vocabulary[model]]
 
 
 def save_text_encoder(encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -116,20 +146,18 @@ def save_text_encoder(encoder: T5EncoderModel, tokenizer: PreTrainedTokenizerFas
 
 
 class CaptionTokens:
-    """Token ids of the training captions, each encoded once."""
+    """Token ids of training captions."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self._ids = {
-            text: ids
-            for c in all_combinations()
-            for text, ids in zip(captions(c), tokenizer(captions(c))["input_ids"], strict=True)
-        }
-        self.max_length = max(len(ids) for ids in self._ids.values())
-        """Of any caption, end token included."""
+        self._tokenizer = tokenizer
+        before, after = _caption_parts()
+        num_words = max(len(text.split()) for text in before) + 1 + max(len(text.split()) for text in after)
+        self.max_length = num_words + 1
+        """Of any caption, end token included: a caption's words are whole tokens."""
 
     def batch(self, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
         """Ids int64 `(B, T)` padded with 0 to the longest of them, and the real lengths."""
-        rows = [self._ids[text] for text in texts]
+        rows = self._tokenizer(list(texts))["input_ids"]
         padded = torch.zeros(len(rows), max(len(ids) for ids in rows), dtype=torch.int64)
         for row, ids in zip(padded, rows, strict=True):
             row[: len(ids)] = torch.tensor(ids)

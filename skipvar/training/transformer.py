@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast
 
 from skipvar.errors import InputError
-from skipvar.model.attention import TextLayout
+from skipvar.model.attention import TextLayout, TextPadding
 from skipvar.model.bsq import next_input, quantize, running_sums
 from skipvar.model.rope import rope_table
 from skipvar.model.transformer import TextState, Transformer, block_causal_mask
@@ -116,7 +116,7 @@ class Objective:
         features = encode_captions(self._model.text_encoder, batch.ids, batch.lengths)
         table = transformer.unconditional_text[: features.shape[1]].expand_as(features)
         features = torch.where(batch.is_unconditional[:, None, None], table, features)
-        text = transformer.encode_text(features, batch.lengths, use_mask=True)
+        text = transformer.encode_text(features, batch.lengths, TextPadding.LONGEST)
         text = self._with_static_shape(text)
         num_tokens = SCHEDULE.num_tokens[: batch.num_scales]
         rope = (self._rope[0][: sum(num_tokens)], self._rope[1][: sum(num_tokens)])
@@ -130,13 +130,12 @@ class Objective:
 
     def _with_static_shape(self, text: TextState) -> TextState:
         """One text length and always a mask: the compiled function must see one kind of batch."""
-        mask = (torch.arange(self._max_text_length) < torch.tensor(text.lengths)[:, None])[:, None, None]
+        mask = (torch.arange(self._max_text_length) < torch.tensor(text.layout.lengths)[:, None])[:, None, None]
         missing = self._max_text_length - text.keys_values.shape[-2]
         return dataclasses.replace(
             text,
-            lengths=(),
             keys_values=F.pad(text.keys_values, (0, 0, 0, missing)),
-            layout=TextLayout(groups=[], mask=mask),
+            layout=TextLayout(lengths=(), width=self._max_text_length, groups=[], mask=mask),
         )
 
     def _compute(

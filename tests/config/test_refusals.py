@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.generate import main
+from skipvar import checks
 
 BAD_OVERRIDES = {
     "sampling.cgf=3": "did you mean sampling.cfg?",
@@ -63,13 +64,73 @@ BAD_OVERRIDES = {
     "cluster.replicas.max=0": "at least",
     "cluster.cpus_per_replica=0": "1 or more",
     "cluster.gpus_per_replica=-1": "auto",
-    "audit.fraction=0.1": "not available yet",
+    "audit.fraction=1.5": "a number from 0 to 1",
+    "audit.fraction=-0.1": "a number from 0 to 1",
+    "audit.min_ssim=2": "a number from -1 to 1",
     "storage.endpoint_url=ftp://x": "http://",
     "storage.retry_seconds=-1": "0 or more",
     "max_error_share=2": "from 0 to 1",
     "max_attempts=0": "1 or more",
     "max_seconds=-5": "above 0",
+    # Numbers and dates that YAML itself cannot read, or Python not convert:
+    "input.limit=0x_": "a whole number",
+    "sampling.seed=!!int abc": "a whole number",
+    "sampling.seed=!!timestamp 2020-13-45": "a whole number",
+    f"sampling.seed={'9' * 5000}": "a whole number",
+    f"input.limit={'9' * 4000}": "up to",
+    f"sampling.cfg={'9' * 400}": "a number",
+    f"sampling.top_p={'9' * 400}": "a number",
+    f"sampling.tau={'[' * 3000}1{']' * 3000}": "sampling.tau",
+    "sampling.cfg=1e300": "up to 1e30",
+    # Lists and mappings where a scalar is due:
+    "sampling.cfg_insertion_layers=[[0]]": "negative block numbers",
+    "sampling.cfg_insertion_layers=[{a: 1}]": "sampling.cfg_insertion_layers",
+    "sampling.cfg=[[1]]": "sampling.cfg",
+    "sampling.tau=[[0.5],0.5]": "sampling.tau",
+    "sampling.seed=[[1]]": "a whole number",
+    "model.name=[emoji]": "a text",
+    "input.path=[[a.txt]]": "a list of these",
+    "output.image_format=[png]": "png, webp, jpeg",
+    "engine.batch_size=[1]": "auto, a whole number",
+    # Beyond what the columns, the cluster and the clocks hold:
+    f"model.path=random:{2**63}": "below 2^63",
+    "model.path=random:²": "random:SEED",
+    f"sampling.seed={2**63}": "2^63",
+    "sampling.top_k=3000000000": "up to 2147483647",
+    "sampling.images_per_prompt=3000000000": "up to 2147483647",
+    "engine.batch_size=3000000000": "up to 4096",
+    "engine.pool_images=100000000": "up to 65536",
+    f"cluster.cpus_per_replica={2**64}": "up to 2147483647",
+    "cluster.gpus_per_replica=.inf": "a share from 0 to 1",
+    "storage.retry_seconds=1e300": "up to 1e+09",
+    "storage.endpoint_url='http://[::1'": "http://host:port",
+    "storage.endpoint_url=http://host:99999": "http://host:port",
+    'output.path="a\\0b"': "NUL",
+    "input.id_column=a\udcff": "surrogate",  # what a byte that is no UTF-8 becomes on a command line
+    f"policy={'x' * 300}.json": "does not exist",
 }
+
+SECRET = "geheim"
+SECRETS = [
+    f"storage.endpoint_url=http://user:{SECRET}@host:1",
+    f"storage.endpoint_url=ftp://user:{SECRET}@host:1",
+    f"storage.endpoint_url=user:{SECRET}@host",
+    f"storage.endpoint_url=http://[{SECRET}@host",
+    f"storage.endpoint_url=host/{SECRET[:0]}x?X-Amz-Signature={SECRET}",
+    f"storage.secret_access_key={SECRET}",
+    f"aws_secret_access_key={SECRET}",
+    f"storage={{secret: {SECRET}}}",
+    f"storage={SECRET}",
+    f"..={SECRET}",
+    f"input.path=https://bucket/a.txt?X-Amz-Signature={SECRET}",
+    f"input.path=[a.txt,'https://bucket/a.txt?sig={SECRET}']",
+    f"model.path=https://host/w.safetensors?token={SECRET}",
+    f"model.path=https://{SECRET}@host/w.safetensors",
+    f"output.path=ftp://u:{SECRET}@host/x",
+    f"cluster.address=ray://u:{SECRET}@host:1",
+    f"policy=https://host/p.json?sig={SECRET}",
+]
+"""Overrides that are refused, with a secret in them that the message must not repeat."""
 
 BAD_FILES = {
     "a: [": "line 2 is not valid YAML",
@@ -80,6 +141,11 @@ BAD_FILES = {
     "\x00": "not valid YAML",
     "inputs: {path: a.txt}": "unknown key inputs",
     "sampling: {cfg: {a: 1}}": "sampling.cfg",
+    "sampling: {seed: 0x_}": "not valid YAML",
+    "sampling: {seed: !!int abc}": "not valid YAML",
+    "sampling: {seed: !!timestamp 2020-13-45}": "not valid YAML",
+    f"sampling: {{seed: {'9' * 5000}}}": "not valid YAML",
+    "sampling: {tau: " + "[" * 3000 + "]" * 3000 + "}": "nested too deeply",
 }
 
 
@@ -104,6 +170,34 @@ def config_file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("override", BAD_OVERRIDES)
 def test_bad_override(override: str, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, [str(config_file), override], BAD_OVERRIDES[override])
+
+
+@pytest.mark.parametrize("override", SECRETS)
+def test_no_secret_is_repeated(override: str, config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(config_file), override]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ") and shown.err.count("\n") == 1, shown.err
+    assert SECRET not in shown.out + shown.err
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ("two\nlines", "two lines"),
+        ("x" * 200, "x" * 97 + "..."),
+        pytest.param(10**5000, "a number of thousands of digits", id="digits"),
+        ("s3://bucket/a.txt", "s3://bucket/a.txt"),
+        ("prompts/a?.txt", "prompts/a?.txt"),
+        ("http://u:p@host/x", "http://...@host/x"),
+        ("http://u:p/@q@host/x?sig=1", "http://...@host/x?..."),
+        (["https://a/b?c", 1], "['https://a/b?..."),
+    ],
+    ids=str,
+)
+def test_what_of_a_value_may_be_shown(value: object, expected: str) -> None:
+    assert checks.shown(value) == expected
 
 
 @pytest.mark.parametrize("text", BAD_FILES)

@@ -5,12 +5,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from skipvar.config import RunConfig
-from skipvar.distributed.dispatch import Assignment
+from skipvar.distributed.messages import Assignment
+from skipvar.engine.resolved import DeviceReport
 from skipvar.engine.statistics import EngineStatistics
 from skipvar.errors import ModelError
 from skipvar.types import Failure, Image, Request, UnitReport
@@ -45,30 +46,18 @@ class FakeEngine:
 
     def step(self, flush: bool = False) -> list[Image | Failure]:
         time.sleep(self.step_seconds)
+        self.statistics.seconds["suffix"] += self.step_seconds
         name, bucket = max(self.buckets.items(), key=lambda item: len(item[1]))
         assert flush or len(bucket) >= self.batch_size
         batch, self.buckets[name] = bucket[: self.batch_size], bucket[self.batch_size :]
         self.fills.append(len(batch))
         return [self._make(request, name) for request in batch]
 
-    def describe(self) -> dict[str, Any]:
-        return {
-            "device": "cpu",
-            "processor": "fake",
-            "dtype": "float32",
-            "batch_size": self.batch_size,
-            "pool_images": 4 * self.batch_size,
-            "batch_invariant": True,
-            "torch": "0",
-            "model": "fake",
-            "model_config_sha256": "0" * 64,
-            "weights_sha256": {"fake": "0" * 64},
-            "policy": "spread",
-            "policy_sha256": "spread",
-            "size": "8",
-            "num_scales": 3,
-            "max_image_pixels": 64,
-        }
+    @property
+    def report(self) -> DeviceReport:
+        return DeviceReport(
+            processor="fake", torch="0", batch_size={}, pool_images=4 * self.batch_size, self_check=None
+        )
 
     def _make(self, request: Request, strategy: str) -> Image | Failure:
         if "die" in request.prompt:
@@ -135,12 +124,14 @@ def make_request(position: int, prompt: str = "a cat") -> Request:
     )
 
 
-def build_fake_engine(config: object) -> FakeEngine:
-    """The engine factory for tests."""
+def build_fake_engine(config: RunConfig, resolved: object) -> FakeEngine:
+    """The engine factory for tests. It leaves the replica's process number beside the input."""
+    (Path(config.input.path).parent / "process").write_text(str(os.getpid()))
     return FakeEngine()
 
 
-def build_slow_engine(config: object) -> FakeEngine:
+def build_slow_engine(config: RunConfig, resolved: object) -> FakeEngine:
+    build_fake_engine(config, resolved)
     return FakeEngine(step_seconds=0.1)
 
 
@@ -151,34 +142,13 @@ class ForgivingEngine(FakeEngine):
         return super()._make(replace(request, prompt="x"), strategy)
 
 
-def build_forgiving_engine(config: object) -> FakeEngine:
+def build_forgiving_engine(config: object, resolved: object) -> FakeEngine:
     return ForgivingEngine()
 
 
-def build_bfloat16_engine(config: RunConfig) -> FakeEngine:
-    """On a machine whose `auto` is bfloat16."""
-    return AutoEngine(config, "bfloat16")
-
-
-def build_float32_engine(config: RunConfig) -> FakeEngine:
-    """On a machine whose `auto` is float32."""
-    return AutoEngine(config, "float32")
-
-
-class AutoEngine(FakeEngine):
-    """Resolves `model.dtype`."""
-
-    def __init__(self, config: RunConfig, auto: str) -> None:
-        super().__init__()
-        self.dtype = auto if config.model.dtype == "auto" else config.model.dtype
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "dtype": self.dtype}
-
-
-def build_no_engine(config: object) -> FakeEngine:
+def build_no_engine(config: object, resolved: object) -> FakeEngine:
     raise ModelError("model.path: no weights there.")
 
 
-def build_dying_engine(config: object) -> FakeEngine:
+def build_dying_engine(config: object, resolved: object) -> FakeEngine:
     os._exit(1)

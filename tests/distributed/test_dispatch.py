@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from skipvar.distributed.dispatch import Assignment, Dispatcher, UnitKeepsDyingError
+from skipvar.distributed.dispatch import Dispatcher, UnitKeepsDyingError
+from skipvar.distributed.messages import Assignment
 from skipvar.types import RequestKey, Unit
 
 
@@ -30,19 +31,19 @@ def run(dispatcher: Dispatcher, deadly: set[RequestKey], num_in_flight: int = 2)
     for _ in range(1000):
         flight: list[Assignment] = []
         while len(flight) < num_in_flight and not any(assignment.is_alone for assignment in flight):
-            assignment = dispatcher.next(is_idle=not flight)
+            assignment = dispatcher.next("it")
             if assignment is None:
                 break
             flight.append(assignment)
         if any(made(assignment, 2) & deadly for assignment in flight):
             deaths += 1
-            dispatcher.lost(flight, is_preempted=False)
+            dispatcher.lost("it", is_preempted=False)
         else:
             for assignment in flight:
-                if not assignment.is_trial:
+                if not assignment.is_isolation:
                     assert assignment.unit.index not in published, "published twice"
                     published[assignment.unit.index] = assignment
-                dispatcher.finished(assignment)
+                dispatcher.finished("it", assignment.unit.index)
         if dispatcher.is_done:
             return published, deaths
     raise AssertionError("the dispatcher never comes to an end")
@@ -70,10 +71,10 @@ def test_a_unit_that_was_only_a_neighbour_is_cleared() -> None:
 def test_preemption_does_not_count() -> None:
     dispatcher = Dispatcher(units(1), max_attempts=1, images_per_prompt=1)
     for _ in range(20):
-        assignment = dispatcher.next(is_idle=True)
+        assignment = dispatcher.next("it")
         assert assignment is not None
         assert not assignment.is_alone
-        dispatcher.lost([assignment], is_preempted=True)
+        dispatcher.lost("it", is_preempted=True)
     assert dispatcher.has_work
 
 
@@ -81,20 +82,21 @@ def test_deaths_that_no_request_explains_end_the_run() -> None:
     dispatcher = Dispatcher(units(1), max_attempts=2, images_per_prompt=1)
     with pytest.raises(UnitKeepsDyingError, match="none of its requests"):
         for _ in range(1000):
-            assignment = dispatcher.next(is_idle=True)
+            assignment = dispatcher.next("it")
             assert assignment is not None
-            if assignment.is_trial:  # dies only when the whole unit runs
-                dispatcher.finished(assignment)
+            if assignment.is_isolation:  # dies only when the whole unit runs
+                dispatcher.finished("it", assignment.unit.index)
             else:
-                dispatcher.lost([assignment], is_preempted=False)
+                dispatcher.lost("it", is_preempted=False)
 
 
 def test_a_suspect_waits_for_an_idle_replica() -> None:
-    dispatcher = Dispatcher(units(1), max_attempts=1, images_per_prompt=1)
-    first = dispatcher.next(is_idle=True)
-    assert first is not None
-    dispatcher.lost([first], is_preempted=False)
-    assert dispatcher.next(is_idle=False) is None
-    assert dispatcher.has_work
-    alone = dispatcher.next(is_idle=True)
+    dispatcher = Dispatcher(units(2), max_attempts=1, images_per_prompt=1)
+    assert dispatcher.next("dying") is not None
+    assert dispatcher.next("busy") is not None
+    dispatcher.lost("dying", is_preempted=False)
+    assert dispatcher.next("busy") is None
+    assert dispatcher.has_work and list(dispatcher.held_by("busy")) == [1]
+    alone = dispatcher.next("idle")
     assert alone is not None and alone.is_alone
+    assert dispatcher.is_reserved("idle") and not dispatcher.is_reserved("busy")

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -13,18 +15,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from fakes import (
-    build_bfloat16_engine,
     build_dying_engine,
     build_fake_engine,
-    build_float32_engine,
     build_forgiving_engine,
     build_no_engine,
     build_slow_engine,
 )
 
-from skipvar.config import RunConfig, load_config
+from skipvar.config import RunConfig
+from skipvar.config_file import load_config
 from skipvar.distributed.stopping import StopSignal
-from skipvar.errors import ConfigError, ModelError, StoppedError
+from skipvar.errors import ConfigError, ModelError
+from skipvar.model import device
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -82,7 +84,7 @@ def test_a_whole_run(make_config) -> None:
 
 def test_a_second_run_has_nothing_to_do(make_config) -> None:
     config = make_config([f"prompt {n}" for n in range(15)])
-    first, second = run(config), run(config)
+    first, second = run(config), run(config, build_no_engine)  # no replica is started
     assert (first.exit_code, second.exit_code) == (0, 0)
     assert second.counts["session_images"] == 0
     assert second.counts["images"] == 15
@@ -124,8 +126,7 @@ def test_a_killed_replica_costs_no_row(make_config) -> None:
             if len(list((Path(config.output.path) / "data").glob("*"))) >= 3:
                 break
             time.sleep(0.05)
-        record = json.loads((Path(config.output.path) / "_run.json").read_text())
-        os.kill(record["resolved"]["process"], signal.SIGKILL)
+        os.kill(int((Path(config.input.path).parent / "process").read_text()), signal.SIGKILL)
 
     killer = threading.Thread(target=kill_one)
     killer.start()
@@ -168,8 +169,8 @@ def test_time_is_up(make_config) -> None:
     outcome = run(config, build_slow_engine, stop)
     assert (outcome.exit_code, state_of(config)) == (4, "stopped")
     assert "max_seconds (8) is over" in outcome.reason
-    with pytest.raises(StoppedError, match="max_seconds"):
-        run(replace(config, max_seconds=0.001))
+    outcome = run(replace(config, max_seconds=0.001))
+    assert outcome.exit_code == 4 and "max_seconds" in outcome.reason
 
 
 def test_too_many_failures_end_the_run(make_config) -> None:
@@ -196,12 +197,16 @@ def test_a_changed_setting_is_refused(make_config) -> None:
     assert run(replace(config, engine=replace(config.engine, batch_size=3))).exit_code == 0
 
 
-def test_a_resumed_run_takes_what_auto_was_resolved_to(make_config) -> None:
+def test_a_run_that_resolves_otherwise_is_refused(make_config, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config([f"prompt {n}" for n in range(10)], "model.dtype=auto")
-    assert run(config, build_bfloat16_engine).exit_code == 0
-    assert run(config, build_float32_engine).exit_code == 0
+    monkeypatch.setattr(device, "_cpu_flags", lambda: frozenset({"amx_bf16"}))
+    assert run(config).exit_code == 0
     record = json.loads((Path(config.output.path) / "_run.json").read_text())
     assert record["resolved"]["dtype"] == record["parts"]["model"]["dtype"] == "bfloat16"
+    monkeypatch.setattr(device, "_cpu_flags", lambda: frozenset({"avx2"}))
+    with pytest.raises(ConfigError, match=r'model\.dtype: "bfloat16" -> "float32"'):
+        run(config)
+    assert run(replace(config, model=replace(config.model, dtype="bfloat16"))).exit_code == 0
 
 
 def test_the_path_holds_date_and_fingerprint(make_config, tmp_path: Path) -> None:
@@ -213,10 +218,48 @@ def test_the_path_holds_date_and_fingerprint(make_config, tmp_path: Path) -> Non
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_sentence(make_config) -> None:
+    config = make_config(["a"])
     with pytest.raises(ModelError, match="no weights there"):
-        run(make_config(["a"]), build_no_engine)
+        run(config, build_no_engine)
+    right = replace(config, model=replace(config.model, path="random:1"))  # nothing was made: the output is free
+    assert run(right).exit_code == 0
 
 
 def test_replicas_that_never_come_up_end_the_run(make_config) -> None:
-    with pytest.raises(StoppedError, match="replicas in a row died"):
-        run(make_config(["a"], "max_attempts=2"), build_dying_engine)
+    outcome = run(make_config(["a"], "max_attempts=2"), build_dying_engine)
+    assert outcome.exit_code == 4 and "replicas in a row died" in outcome.reason
+
+
+def test_ray_data_reads_a_finished_dataset(make_config) -> None:
+    """In a Ray of its own: a run's local one has next to no object store, which Ray Data needs."""
+    config = make_config([f"prompt {n}" for n in range(25)])
+    assert run(config).exit_code == 0
+    script = (
+        "import sys, ray; ray.init(address='local', num_cpus=2, include_dashboard=False, logging_level='ERROR')\n"
+        "rows = ray.data.read_parquet(sys.argv[1]).take_all()\n"
+        "assert all(row['image']['bytes'][:4] == b'\\x89PNG' for row in rows)\n"
+        "print(sorted(row['position'] for row in rows))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", script, f"{config.output.path}/data"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert said.stdout.strip().splitlines()[-1:] == [str(list(range(25)))], said.stderr[-2000:]
+
+
+def test_the_end_of_the_budget_is_resumable_and_counts_all_sessions(make_config) -> None:
+    prompts = [f"prompt {n}" for n in range(200)]
+    price = "budget.usd_per_replica_hour=3600"
+    first = run(make_config(prompts, price, "budget.max_usd=2"), build_slow_engine)
+    assert first.exit_code == 4 and "budget.max_usd (2)" in str(first.reason)
+    spent = first.counts["cost"]["usd"]
+    assert spent >= 2
+    again = run(make_config(prompts, price, "budget.max_usd=2"), build_slow_engine)
+    assert again.exit_code == 4 and again.counts["session_images"] <= first.counts["session_images"]
+    config = make_config(prompts, price, "budget.max_usd=1000")
+    last = run(config)
+    assert last.exit_code == 0 and last.counts["cost"]["usd"] > spent
+    record = json.loads((Path(config.output.path) / "_run.json").read_text())
+    assert record["counts"]["cost"] == last.counts["cost"]
+    from skipvar.distributed.generate import summary
+
+    assert "cost: " in summary(last)

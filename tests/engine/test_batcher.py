@@ -33,7 +33,7 @@ def test_full_bucket_goes_before_a_prefix() -> None:
     batcher: Batcher[int] = Batcher(limits())
     for item in range(4):
         batcher.add(STREAM, item)
-        batcher.put(bucket("skip_1"), 10 + item)
+        batcher.add(bucket("skip_1"), 10 + item)
     batch = batcher.pick(flush=False)
     assert batch is not None and batch.key == bucket("skip_1") and batch.items == [10, 11, 12, 13]
 
@@ -52,14 +52,14 @@ def test_full_pool_runs_the_fullest_bucket_part_full() -> None:
     for item in range(4):
         batcher.add(STREAM, item)
     for item, name in enumerate(["base", "skip_1", "skip_1"]):
-        batcher.put(bucket(name), 10 + item)
+        batcher.add(bucket(name), 10 + item)
     batch = batcher.pick(flush=False)
     assert batch is not None and batch.key == bucket("skip_1") and len(batch.items) == 2
 
 
 def test_an_old_image_does_not_wait_forever() -> None:
     batcher: Batcher[int] = Batcher(limits(max_age=3))
-    batcher.put(bucket("uncond_3"), 99)
+    batcher.add(bucket("uncond_3"), 99)
     for round_ in range(3):
         for item in range(4):
             batcher.add(STREAM, 10 * round_ + item)
@@ -104,10 +104,64 @@ def test_every_image_runs_once_and_the_pool_holds(seed: int) -> None:
         assert len(batch.items) <= batch.limit
         if batch.is_prefix:
             for item in batch.items:
-                batcher.put(bucket(chance.choice(NAMES)), item)
+                batcher.add(bucket(chance.choice(NAMES)), item)
             assert batcher.num_waiting <= 58
         else:
             fills.append(len(batch.items) / batch.limit)
             finished.update(batch.items)
     assert finished == Counter(range(500))
     assert sum(fills) / len(fills) > 0.85
+
+
+@pytest.mark.parametrize("key", [Stream("rare", True), Bucket("rare", True, "base")])
+def test_streams_and_buckets_age_alike(key: Stream | Bucket) -> None:
+    """A rare aspect ratio does not wait for the end of a night in which full batches of another never stop."""
+    batcher: Batcher[int] = Batcher(limits(max_age=3))
+    batcher.add(key, 99)
+    picked = []
+    for round_ in range(5):
+        for item in range(8):
+            batcher.add(STREAM, 10 * round_ + item)
+        batch = batcher.pick(flush=False)
+        assert batch is not None
+        picked.append(batch.key)
+    assert picked.index(key) == 3
+
+
+def test_of_two_full_streams_the_one_that_waited_longer_goes_first() -> None:
+    batcher: Batcher[int] = Batcher(limits())
+    tall = Stream("tall", True)
+    for item in range(4):
+        batcher.add(tall, item)
+    keys = []
+    for _ in range(3):
+        for item in range(8):
+            batcher.add(STREAM, item)
+        batch = batcher.pick(flush=False)
+        assert batch is not None
+        keys.append(batch.key)
+    assert tall in keys
+
+
+def test_a_stream_waits_for_room_of_its_own_size() -> None:
+    """Not of as many images as all streams hold together."""
+    batcher: Batcher[int] = Batcher(limits(pool=4, max_age=1))
+    batcher.add(Stream("rare", True), 99)
+    for item in range(3):
+        batcher.add(STREAM, item)
+        batcher.add(bucket("base"), 10 + item)
+    batch = batcher.pick(flush=True)
+    assert batch is not None and batch.items == [99]
+
+
+def test_put_back_keeps_the_age() -> None:
+    batcher: Batcher[int] = Batcher(limits(max_age=2))
+    batcher.add(Stream("rare", True), 99)
+    for _ in range(2):
+        for item in range(4):
+            batcher.add(STREAM, item)
+        assert batcher.pick(flush=False) is not None
+    batch = batcher.pick(flush=False)
+    assert batch is not None and batch.items == [99]
+    batcher.put_back(batch)
+    assert batcher.pick(flush=False) == batch

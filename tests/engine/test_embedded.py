@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skipvar.config import ModelSection, load_config
+from skipvar.config import ModelSection
+from skipvar.config_file import load_config
 from skipvar.engine.build import build_engine
 from skipvar.engine.sampler import SamplingRules
 from skipvar.engine.trials import Trial, make_trials
 from skipvar.model.pipeline import load_pipeline
 from skipvar.quality.similarity import ssim
 from skipvar.skip.strategy import STRATEGY_NAMES
-from skipvar.training.data import BACKGROUNDS
+from skipvar.training.backgrounds import COLORS
 from skipvar.types import Request
 
 REPOSITORY = Path(__file__).parents[2]
@@ -39,9 +40,7 @@ def test_background_is_the_one_asked_for(trials: list[Trial], strategy: str) -> 
     for trial in trials:
         pixels = trial.pixels[strategy].astype(float)
         frame = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3)])
-        assert np.abs(np.median(frame, axis=0) - BACKGROUNDS[PROMPTS[trial.request.prompt]]).max() < 40, (
-            trial.request.prompt
-        )
+        assert np.abs(np.median(frame, axis=0) - COLORS[PROMPTS[trial.request.prompt]]).max() < 40, trial.request.prompt
 
 
 def test_less_work_is_farther_from_base(trials: list[Trial]) -> None:

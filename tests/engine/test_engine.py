@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from skipvar.config import RunConfig
-from skipvar.engine.build import build_engine, estimate_cost
+from skipvar.engine.build import build_engine
 from skipvar.engine.engine import Engine
-from skipvar.engine.sampler import generate_one
+from skipvar.engine.twin import generate_one
 from skipvar.errors import ConfigError
 from skipvar.skip.strategy import STRATEGY_NAMES
 from skipvar.types import Failure, Image, Request
@@ -42,14 +42,14 @@ def engine(run_config: MakeConfig) -> Engine:
 
 @pytest.fixture(scope="module")
 def images(engine: Engine, make_request: MakeRequest) -> dict[int, Image]:
-    return run(engine, [make_request(position) for position in range(20)])
+    return run(engine, [make_request(position) for position in range(24)])
 
 
 def test_batch_size_and_order_do_not_matter(
     images: dict[int, Image], run_config: MakeConfig, make_request: MakeRequest
 ) -> None:
-    alone = run(build_engine(run_config(batch_size=1)), [make_request(position) for position in range(20)])
-    reversed_ = run(build_engine(run_config(batch_size=3)), [make_request(p) for p in reversed(range(20))])
+    alone = run(build_engine(run_config(batch_size=1)), [make_request(position) for position in range(24)])
+    reversed_ = run(build_engine(run_config(batch_size=3)), [make_request(p) for p in reversed(range(24))])
     assert_same(images, alone)
     assert_same(images, reversed_)
 
@@ -81,13 +81,13 @@ def test_statistics_account_for_everything(engine: Engine, images: dict[int, Ima
     found = engine.statistics.to_dict()
     num_suffix = sum(count["images"] for count in found["suffix"].values())
     num_skip_3 = sum(image.strategy == "skip_3" for image in images.values())
-    assert found["images"] == 20 and found["prefix"]["images"] == 20 and num_suffix == 20 - num_skip_3
+    assert found["images"] == 24 and found["prefix"]["images"] == 24 and num_suffix == 24 - num_skip_3
     base = 2 * 680
     guided = [image for image in images.values() if any(cfg != 1 for cfg in image.request.cfg)]
-    assert len(guided) == 20
+    assert len(guided) == 24
     expected = sum(image.cost_share * base for image in guided)
     assert found["token_forwards_run"] == pytest.approx(expected)
-    assert found["token_forwards_run"] + found["token_forwards_saved"] == 20 * base
+    assert found["token_forwards_run"] + found["token_forwards_saved"] == 24 * base
     assert set(found["seconds"]) == {"text", "prefix", "probe", "suffix", "decode"}
 
 
@@ -117,7 +117,7 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(
             return original(batch, *args)
 
         monkeypatch.setattr(engine._runner, name, limited)
-    assert_same(images, run(engine, [make_request(position) for position in range(20)]))
+    assert_same(images, run(engine, [make_request(position) for position in range(24)]))
     assert engine.statistics.out_of_memory > 0
 
 
@@ -143,12 +143,19 @@ def test_a_policy_of_another_model_is_refused(run_config: MakeConfig) -> None:
         build_engine(run_config("conf/policies/infinity_2b_0.86.json"))
 
 
-def test_self_check_stands_in_the_description(engine: Engine) -> None:
-    facts = engine.describe()
-    assert facts["batch_invariant"] and facts["self_check"]["is_invariant"]
-    assert facts["num_scales"] == 10 and facts["decision_scale"] == 6 and facts["max_image_pixels"] == 128 * 128
+def test_self_check_stands_in_the_report(engine: Engine) -> None:
+    report = engine.report
+    assert report.self_check is not None and report.self_check["is_invariant"]
+    assert report.pool_images >= report.batch_size["prefix"] == 8
 
 
-def test_cost_estimate_needs_no_weights(run_config: MakeConfig) -> None:
-    cost = estimate_cost(run_config())
-    assert cost["token_forwards"]["base"] == 2 * 680 and cost["token_forwards"]["skip_3"] == 2 * 155
+def test_pixels_that_are_no_numbers_are_a_failure(run_config: MakeConfig, make_request: MakeRequest) -> None:
+    """A VAE with broken weights: nothing of it is delivered as an image."""
+    engine = build_engine(run_config("fixed:skip_1", batch_size=2))
+    with torch.no_grad():
+        for weights in engine.pipeline.decoder.parameters():
+            weights.fill_(float("nan"))
+    engine.submit([make_request(position) for position in range(3)])
+    failures = engine.drain()
+    assert len(failures) == 3 and engine.num_pending == 0
+    assert all(isinstance(failure, Failure) and "pixels that are not finite" in failure.message for failure in failures)

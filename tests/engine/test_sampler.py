@@ -9,79 +9,39 @@ import pytest
 import torch
 from torch import Tensor
 
-from skipvar.engine.sampler import (
-    ImageState,
-    SamplingRules,
-    WorkingBatch,
-    bit_thresholds,
-    generate_one,
-    run_scales,
-    sample_bits,
-    sample_bits_by_multinomial,
-    start_image,
-)
-from skipvar.engine.self_check import make_batch_invariant
+from skipvar.engine.sampler import Sampler, WorkingBatch, bit_thresholds, sample_bits
+from skipvar.engine.twin import generate_one, sample_bits_by_multinomial
 from skipvar.errors import RowError
 from skipvar.model.kv_cache import KeyValueCache
 from skipvar.model.pipeline import Pipeline, to_uint8
-from skipvar.model.presets import EMOJI
-from skipvar.model.text_encoder import TextEncoder
-from skipvar.model.transformer import Transformer
-from skipvar.model.vae import Decoder
 from skipvar.skip.strategy import STRATEGY_NAMES, Mode, make_strategy
 from skipvar.types import Request
 
 MakeRequest = Callable[..., Request]
 NUM_SCALES, NUM_TOKENS = 10, 680
-RULES = SamplingRules()
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> Pipeline:
-    """The emoji model with a smaller transformer and seeded random weights."""
-    sizes = replace(EMOJI.transformer, depth=2, width=64, num_heads=2)
-    transformer = Transformer(sizes)
-    transformer.init_weights(0)
-    device = torch.device("cpu")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        decoder = Decoder(EMOJI.vae)
-    pipeline = Pipeline(
-        config=replace(EMOJI, transformer=sizes),
-        transformer=transformer.eval().requires_grad_(False),
-        decoder=decoder.eval().requires_grad_(False),
-        text_encoder=TextEncoder.random(text_width=sizes.text_width, max_tokens=64, seed=0, device=device),
-        dtype=torch.float32,
-        device=device,
-        weights_sha256={},
-    )
-    assert make_batch_invariant(pipeline, pipeline.schedule(1.0, None), 5).is_invariant
-    return pipeline
+def pipeline(small_pipeline: Pipeline) -> Pipeline:
+    return small_pipeline
 
 
 def new_cache(pipeline: Pipeline, rows: int) -> KeyValueCache:
-    config = pipeline.config.transformer
-    cache = KeyValueCache(
-        depth=config.depth,
-        num_heads=config.num_heads,
-        head_width=config.head_width,
-        capacity=rows * NUM_TOKENS,
-        dtype=pipeline.dtype,
-        device=pipeline.device,
-    )
+    cache = Sampler(pipeline).new_cache(rows * NUM_TOKENS)
     cache.begin(rows, NUM_TOKENS)
     return cache
 
 
 def new_batch(pipeline: Pipeline, requests: Sequence[Request], size: int | None = None) -> WorkingBatch:
-    images = [start_image(pipeline, request, RULES) for request in requests]
+    sampler = Sampler(pipeline)
+    images = [sampler.start_image(request) for request in requests]
     cache = new_cache(pipeline, (size or len(images)) * (1 + images[0].is_guided))
-    return WorkingBatch.begin(pipeline, images, cache, size=size)
+    return sampler.begin(images, cache, size=size)
 
 
 def run_all(pipeline: Pipeline, batch: WorkingBatch, strategy: str = "base", **options: object) -> list[Tensor]:
     modes = make_strategy(strategy, NUM_SCALES).modes
-    return [step.bits for step in run_scales(pipeline, RULES, batch, modes, **options)]  # type: ignore[arg-type]
+    return [step.bits for step in Sampler(pipeline).run(batch, modes, **options)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 2, 900])
@@ -178,7 +138,7 @@ def test_strategies_run_what_they_say(strategy: str, pipeline: Pipeline, make_re
     if num_run == num_guided:
         assert torch.equal(batch.code_sum, base.history[num_run - 1])
     assert batch.is_guided == (Mode.CONDITIONAL not in modes)
-    assert batch.cache.num_rows == 1 + batch.is_guided and len(batch.text.lengths) == 1 + batch.is_guided
+    assert batch.cache.num_rows == 1 + batch.is_guided and len(batch.text.layout.lengths) == 1 + batch.is_guided
 
 
 def test_the_last_scale_that_runs_is_not_written(pipeline: Pipeline, make_request: MakeRequest) -> None:
@@ -197,7 +157,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(strategy: str, pipeline: Pipeline,
     """A prefix of two images, then each image's suffix by itself."""
     requests, prefix = [make_request(1), make_request(2)], make_strategy("skip_3", NUM_SCALES).modes
     batch = new_batch(pipeline, requests)
-    for _ in run_scales(pipeline, RULES, batch, prefix, keep_last=True):
+    for _ in Sampler(pipeline).run(batch, prefix, keep_last=True):
         pass
     batch.settle()
     modes = make_strategy(strategy, NUM_SCALES).modes
@@ -207,8 +167,8 @@ def test_a_run_in_two_parts_is_the_run_in_one(strategy: str, pipeline: Pipeline,
             cache.keys[:, branch, :, :held] = batch.cache.keys[:, index + 2 * branch, :, :held]
             cache.values[:, branch, :, :held] = batch.cache.values[:, index + 2 * branch, :, :held]
         cache.length = held
-        suffix = WorkingBatch.begin(pipeline, [image], cache, scale=NUM_SCALES - 3)
-        assert len(list(run_scales(pipeline, RULES, suffix, modes))) == 3 - modes.count(Mode.SKIPPED)
+        suffix = Sampler(pipeline).begin([image], cache, scale=NUM_SCALES - 3)
+        assert len(list(Sampler(pipeline).run(suffix, modes))) == 3 - modes.count(Mode.SKIPPED)
         expected = generate_one(pipeline, requests[index], strategy)
         assert np.array_equal(to_uint8(pipeline.decode(suffix.code_sum)).numpy()[0], expected.pixels)
 
@@ -221,10 +181,11 @@ def test_cost_share(pipeline: Pipeline, make_request: MakeRequest) -> None:
 
 
 def test_numbers_that_are_none_mark_the_image_alone(pipeline: Pipeline, make_request: MakeRequest) -> None:
-    images: list[ImageState] = [start_image(pipeline, make_request(position), RULES) for position in (1, 2)]
+    sampler = Sampler(pipeline)
+    images = [sampler.start_image(make_request(position)) for position in (1, 2)]
     spoiled = replace(images[1].text[0], keys_values=images[1].text[0].keys_values * math.nan)
     images[1].text = (spoiled, images[1].text[1])
-    batch = WorkingBatch.begin(pipeline, images, new_cache(pipeline, 4))
+    batch = sampler.begin(images, new_cache(pipeline, 4))
     run_all(pipeline, batch, "skip_3")
     batch.settle()
     assert [image.is_finite for image in images] == [True, False]
@@ -232,6 +193,6 @@ def test_numbers_that_are_none_mark_the_image_alone(pipeline: Pipeline, make_req
 
 def test_rows_that_cannot_be_made(pipeline: Pipeline, make_request: MakeRequest) -> None:
     with pytest.raises(RowError, match="aspect_ratio 2"):
-        start_image(pipeline, make_request(1, aspect_ratio=2.0), RULES)
+        Sampler(pipeline).start_image(make_request(1, aspect_ratio=2.0))
     with pytest.raises(RowError, match="cfg has 3 values"):
-        start_image(pipeline, make_request(1, cfg=(3.0,) * 3), RULES)
+        Sampler(pipeline).start_image(make_request(1, cfg=(3.0,) * 3))

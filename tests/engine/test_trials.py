@@ -5,8 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from skipvar.config import ModelSection
-from skipvar.engine.sampler import SamplingRules, generate_one
+from skipvar.engine.sampler import SamplingRules
 from skipvar.engine.trials import make_trials
+from skipvar.engine.twin import generate_one
 from skipvar.model.pipeline import load_pipeline
 from skipvar.skip.strategy import STRATEGY_NAMES
 from skipvar.types import Request

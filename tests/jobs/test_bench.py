@@ -28,3 +28,11 @@ def test_engine_against_its_slow_twin(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_bad_configuration_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sampling.cgf=3"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_drivers_own_cost_is_small() -> None:
+    from skipvar.benchmarks.driver import measure_driver
+
+    result = measure_driver(50, 2000, 4.0, show=lambda _: None)
+    assert result["units_per_second"] > 2000 and result["lost_share"] < 0.01
+    assert result["peak_bytes"] < 20_000_000

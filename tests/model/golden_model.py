@@ -9,7 +9,7 @@ from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
 from skipvar.model.config import ModelConfig
 from skipvar.model.transformer import Transformer
-from skipvar.quality.golden import GoldenPart
+from skipvar.parity.golden import GoldenPart
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

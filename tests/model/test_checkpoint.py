@@ -15,9 +15,9 @@ from skipvar.model.checkpoint import (
     fit_unconditional_text,
     load_into,
     read_state,
-    sha256_of,
     transformer_state_from_official,
 )
+from skipvar.model.identity import sha256_of
 from skipvar.model.transformer import Transformer
 from skipvar.model.vae import Decoder
 from tests.model.golden_model import golden_config, golden_transformer, official_transformer, official_vae

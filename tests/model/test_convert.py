@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from skipvar.config import ModelSection
 from skipvar.errors import ModelError
-from skipvar.model.checkpoint import sha256_of
 from skipvar.model.convert import convert_checkpoint
-from skipvar.model.pipeline import load_pipeline, write_config
+from skipvar.model.identity import sha256_of, write_config
+from skipvar.model.pipeline import load_pipeline
 from tests.model.golden_model import golden_config, official_transformer, official_vae, save_text_encoder
 
 CONFIG = golden_config()
@@ -26,7 +26,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(official_transformer(), folder / "infinity.pth")
     torch.save({"vae": official_vae()}, folder / "vae.pth")
     save_text_encoder(folder / "t5", CONFIG.transformer.text_width)
-    write_config(CONFIG, folder / "config.json")
+    write_config(CONFIG, folder)
     return folder
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipvar.engine.self_check import ROW_PADDINGS
-from skipvar.model.attention import TextLayout
+from skipvar.model.attention import TextLayout, TextPadding
 from skipvar.model.config import ModelConfig
 from skipvar.model.linear import Linear, set_row_padding
 from skipvar.model.presets import PRESETS
@@ -87,10 +87,10 @@ def test_attention(heads: int, width: int) -> None:
 def test_attention_to_text_of_mixed_lengths() -> None:
     lengths = [7, 23, 7, 1, 41, 23]
     queries, keys, values = random(6, 4, 36, 64), random(6, 4, 41, 64), random(6, 4, 41, 64)
-    whole = TextLayout.of(lengths, torch.device("cpu"), use_mask=False).attend(queries, keys, values)
+    whole = TextLayout.of(lengths, torch.device("cpu"), TextPadding.NONE).attend(queries, keys, values)
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
-        layout = TextLayout.of([length], torch.device("cpu"), use_mask=False)
+        layout = TextLayout.of([length], torch.device("cpu"), TextPadding.NONE)
         alone = layout.attend(queries[one], keys[one, :, :length], values[one, :, :length])
         assert torch.equal(alone[0], whole[row])
 

@@ -80,12 +80,12 @@ def test_slots_bring_images_back_in_any_company(branches: int) -> None:
     fill(cache, 4, seed=0)
     keys, values = cache.keys[..., :4, :].clone(), cache.values[..., :4, :].clone()
     store = SlotStore(like=cache, slots=5, branches=2, tokens=6)
-    store.store(torch.tensor([4, 0]), cache, torch.tensor([0, 2]), branches=branches)
+    store.store([4, 0], cache, [0, 2], branches=branches)
     cache.begin(3 * branches, 6)
     fill(cache, 4, seed=50)
-    store.store(torch.tensor([2]), cache, torch.tensor([1]), branches=branches)
+    store.store([2], cache, [1], branches=branches)
     other = cache.keys[..., :4, :].clone()
-    store.load(torch.tensor([0, 2, 4]), cache, branches=branches, length=4, num_tokens=6)
+    store.load([0, 2, 4], cache, branches=branches, length=4, num_tokens=6)
     assert cache.num_rows == 3 * branches and cache.length == 4
     for branch in range(branches):
         first = 3 * branch
@@ -100,6 +100,6 @@ def test_guided_images_can_go_on_without_their_unconditional_branch() -> None:
     fill(cache, 4, seed=0)
     keys = cache.keys[..., :4, :].clone()
     store = SlotStore(like=cache, slots=2, branches=2, tokens=6)
-    store.store(torch.tensor([0, 1]), cache, torch.tensor([0, 1]), branches=2)
-    store.load(torch.tensor([1]), cache, branches=1, length=4, num_tokens=6)
+    store.store([0, 1], cache, [0, 1], branches=2)
+    store.load([1], cache, branches=1, length=4, num_tokens=6)
     assert cache.num_rows == 1 and torch.equal(cache.keys[:, 0, :, :4], keys[:, 1])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from skipvar.model.attention import TextPadding
 from skipvar.model.bsq import next_input
 from skipvar.model.config import TransformerConfig
 from skipvar.model.kv_cache import KeyValueCache
@@ -41,7 +42,7 @@ def new_transformer() -> Transformer:
 def texts(transformer: Transformer, lengths: Sequence[int]) -> TextState:
     generator = torch.Generator().manual_seed(1)
     states = [transformer.encode_text(torch.randn(1, n, 256, generator=generator), [n]) for n in lengths]
-    return TextState.stack(states, use_mask=False)
+    return TextState.stack(states, TextPadding.NONE)
 
 
 def inputs(batch: int) -> list[Tensor]:
@@ -59,7 +60,7 @@ def step_by_step(
     cache = KeyValueCache(
         depth=3, num_heads=2, head_width=32, capacity=4000, dtype=dtype, device=torch.device("cpu")
     )  # fmt: skip
-    rows, outputs = len(text.lengths), []
+    rows, outputs = len(text.layout.lengths), []
     cache.begin(rows, SCHEDULE.first_token(len(SCALES)))
     for scale in SCALES:
         x = transformer.embed_start(text) if scale == 0 else transformer.embed_tokens(codes[scale - 1], scale)
@@ -84,14 +85,14 @@ def test_all_scales_at_once_equal_scale_after_scale(transformer: Transformer) ->
 def test_text_is_projected_the_same_alone_and_padded(transformer: Transformer) -> None:
     features = torch.randn(2, 9, 256, generator=torch.Generator().manual_seed(3))
     alone = TextState.stack(
-        [transformer.encode_text(features[:1, :4], [4]), transformer.encode_text(features[1:], [9])], use_mask=False
+        [transformer.encode_text(features[:1, :4], [4]), transformer.encode_text(features[1:], [9])], TextPadding.NONE
     )
-    for use_mask in (False, True):
-        padded = transformer.encode_text(features, [4, 9], use_mask=use_mask)
+    for padding in (TextPadding.NONE, TextPadding.LONGEST):
+        padded = transformer.encode_text(features, [4, 9], padding)
         torch.testing.assert_close(padded.pooled, alone.pooled, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(padded.shared_modulation, alone.shared_modulation, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(padded.keys_values[:, :, 1], alone.keys_values[:, :, 1], atol=1e-5, rtol=1e-4)
-    assert alone.lengths == (4, 9) and alone.first_rows(1, use_mask=False).lengths == (4,)
+    assert alone.layout.lengths == (4, 9) and alone.first_rows(1).layout.lengths == (4,)
 
 
 def guidance(*strengths: float) -> Guidance:

@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from skipvar.errors import InputError
-from skipvar.quality.golden import GoldenPart
-from skipvar.quality.golden_runner import Outcome, keep_freed_memory
-from skipvar.quality.parity import Report, run_parity
-from skipvar.quality.parity_compare import compare_bits
-from skipvar.quality.parity_runs import known_bits
-from skipvar.quality.verdict import Case
+from skipvar.model.allocator import keep_freed_memory
+from skipvar.parity.case import Case
+from skipvar.parity.compare import compare_bits
+from skipvar.parity.golden import GoldenPart
+from skipvar.parity.replay import Replay
+from skipvar.parity.run import Report, run_parity
+from skipvar.parity.runs import known_bits
 from skipvar.skip.strategy import Mode
 
 REPOSITORY = Path(__file__).parents[2]
@@ -123,11 +124,11 @@ def test_a_flipped_bit_fails_where_golden_bits_are_fed_back(copy: Path) -> None:
 
 def test_a_bit_may_differ_only_at_its_threshold_and_only_with_bits_fed_back() -> None:
     logits = torch.tensor([[0.0, 5e-5, 0.0, 5.0]])
-    outcome = Outcome(logits=[logits], bits=[torch.tensor([[True, True]])], thresholds=[torch.zeros(1, 2)])
+    replay = Replay(logits=[logits], bits=[torch.tensor([[True, True]])], thresholds=[torch.zeros(1, 2)])
 
     def problems(golden: list[bool], *, is_free: bool) -> list[str]:
         case = Case("")
-        compare_bits(case, outcome, 0, torch.tensor([golden]), is_free=is_free)
+        compare_bits(case, replay, 0, torch.tensor([golden]), is_free=is_free)
         return case.problems
 
     assert not problems([True, True], is_free=True)

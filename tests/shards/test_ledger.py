@@ -218,13 +218,13 @@ def test_of_many_only_one_gets_the_lease(tmp_path: Path) -> None:
 def test_runs_that_begin_at_once_agree(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path / "out"))
     runs: list[Any] = []
-    identity = {"num_rows": 1}
+    identity = {"num_rows": 1, "prompts_per_unit": 1, "images_per_prompt": 1, "columns": {}}
     threads = [
         threading.Thread(target=lambda: runs.append(Ledger(storage).open_run(PARTS, {}, {}, identity, {})))
         for _ in range(6)
     ]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
-    assert len({run.fingerprint for run in runs}) == 1
+    assert len(runs) == 6 and len({run.fingerprint for run in runs}) == 1
     assert [run.is_resumed for run in runs].count(False) == 1
     assert dataclasses.is_dataclass(runs[0])

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from skipvar.config import StorageConfig
-from skipvar.errors import ConfigError, StorageError
+from skipvar.errors import ConfigError, NotFoundError, StorageError
 from skipvar.shards import storage as storage_module
 from skipvar.shards.cache import fetch, file_sha256
-from skipvar.shards.storage import LocalStorage, NotFoundError, open_storage
+from skipvar.shards.storage import LocalStorage, open_storage
 
 
 def test_put_read_list_replace_delete(tmp_path: Path) -> None:

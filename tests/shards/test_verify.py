@@ -12,6 +12,7 @@ import pytest
 
 from jobs.verify import main
 from shards.making import Job, draw, make_config, make_dataset, write
+from skipvar.shards.schema import IMAGE_BYTES
 from skipvar.shards.unitfile import ContentHash, UnitFooter
 
 NAME = "data/unit-000000001.parquet"
@@ -44,15 +45,22 @@ def rewrite(job: Job, name: str, change: Callable[[pa.Table], pa.Table], **foote
     job.storage.replace(name, sink.getvalue())
 
 
-def flip(job: Job, name: str, at: float) -> None:
+def flip(job: Job, name: str) -> None:
+    """A bit in the middle of the images."""
     data = bytearray(job.storage.read(name))
-    data[int(len(data) * at)] ^= 1
+    group = pq.ParquetFile(io.BytesIO(bytes(data))).metadata.row_group(0)
+    (images,) = (
+        column
+        for column in (group.column(index) for index in range(group.num_columns))
+        if column.path_in_schema == IMAGE_BYTES
+    )
+    data[images.data_page_offset + images.total_compressed_size // 2] ^= 1
     job.storage.replace(name, bytes(data))
 
 
 DAMAGE: dict[str, tuple[Callable[[Job], None], str]] = {
     "a unit is gone": (lambda job: job.storage.delete(NAME), r"Unit 1 is not published"),
-    "a bit flipped": (lambda job: flip(job, NAME, 0.2), r"unit-000000001\.parquet cannot be read.*CRC"),
+    "a bit flipped": (lambda job: flip(job, NAME), r"unit-000000001\.parquet cannot be read.*CRC"),
     "cut short": (
         lambda job: job.storage.replace(NAME, job.storage.read(NAME)[:5000]),
         r"cannot be read|not a readable",
@@ -120,7 +128,7 @@ def test_retries_are_understood(job: Job, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_repair_names_and_unpublishes_only_when_told(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    flip(job, NAME, 0.2)
+    flip(job, NAME)
     job.storage.delete("data/unit-000000000.parquet")
     before = [entry.name for entry in job.storage.list()]
     assert run(job, "--repair") == 1

@@ -11,7 +11,7 @@ import pytest
 
 from skipvar.errors import ConfigError
 from skipvar.skip.policy import ModelFacts, load_policy
-from skipvar.skip.strategy import STRATEGY_NAMES
+from skipvar.skip.strategy import PAPER_STRATEGIES, STRATEGY_NAMES
 from skipvar.types import Probe, Request
 
 REPOSITORY = Path(__file__).parents[2]
@@ -41,9 +41,9 @@ def test_shipped_policies_decide_as_the_golden_table(name: str, make_request: Ca
     for (change, ratio), strategy in zip(table["features"], expected, strict=True):
         decision = policy.decide(make_request(0), Probe(sobel_change=change, fft_high_frequency_ratio=ratio))
         assert decision.strategy.replace("_", "") == strategy
-        assert decision.scores is not None and set(decision.scores) <= set(STRATEGY_NAMES)
+        assert decision.scores is not None and set(decision.scores) <= set(PAPER_STRATEGIES)
         assert sum(decision.scores.values()) == pytest.approx(1)
-    assert (policy.decision_scale, policy.grid_scale, policy.needs_probe) == (9, 4, True)
+    assert (policy.decision_scale, policy.grid_scale, policy.known_strategy) == (9, 4, None)
     assert policy.known_strategy is None
 
 
@@ -77,9 +77,9 @@ def test_a_policy_for_other_weights_is_refused_unless_forced(policy_file: Callab
     path = policy_file(lambda content: content["fitted_for"].update(weights_sha256={"transformer": "cc"}))
     with pytest.raises(ConfigError, match="another transformer weights"):
         load_policy(path, TWO_B)
-    assert load_policy(path, TWO_B, force=True).needs_probe
+    assert load_policy(path, TWO_B, force=True).known_strategy is None
     path = policy_file(lambda content: content["fitted_for"].update(weights_sha256={"transformer": "aa"}))
-    assert load_policy(path, TWO_B).needs_probe
+    assert load_policy(path, TWO_B).known_strategy is None
 
 
 def test_a_decision_too_late_for_the_schedule_is_refused(policy_file: Callable[..., str]) -> None:
@@ -139,7 +139,7 @@ def test_fixed_policies_need_no_probe(make_request: Callable[..., Request]) -> N
     for name in STRATEGY_NAMES:
         policy = load_policy(f"fixed:{name}", TWO_B)
         assert policy.decide(make_request(1), None).strategy == policy.known_strategy == name
-        assert not policy.needs_probe and policy.name == policy.content_hash == f"fixed:{name}"
+        assert policy.strategies == (name,) and policy.name == policy.content_hash == f"fixed:{name}"
     assert load_policy(None, TWO_B).name == "fixed:base"
     with pytest.raises(ConfigError, match="needs more than 3 scales"):
         load_policy("fixed:skip_3", ModelFacts("tiny", 3, {}))
@@ -149,7 +149,7 @@ def test_spread_goes_by_the_id_alone(make_request: Callable[..., Request]) -> No
     policy = load_policy("spread", TWO_B)
     requests = [make_request(position) for position in range(700)]
     counts = Counter(policy.decide(request, None).strategy for request in requests)
-    assert set(counts) == set(STRATEGY_NAMES) and min(counts.values()) > 60
+    assert set(counts) == set(STRATEGY_NAMES) and min(counts.values()) > 40
     first = policy.decide(requests[0], None).strategy
     assert policy.decide(make_request(5, id=requests[0].id, seed=99), None).strategy == first
     with pytest.raises(ConfigError, match="at least 5 scales"):

@@ -13,11 +13,11 @@ from shards.making import Job, make_config, make_dataset, read_all, write
 from jobs.export import main as export_main
 from jobs.verify import main as verify_main
 from skipvar.config import StorageConfig
-from skipvar.errors import InputError, StorageError
+from skipvar.errors import InputError, NotFoundError, StorageError
 from skipvar.shards.cache import fetch, file_sha256, tree_sha256
 from skipvar.shards.lease import acquire
 from skipvar.shards.prompts import plan_input
-from skipvar.shards.storage import NotFoundError, Storage, open_storage
+from skipvar.shards.storage import Storage, open_storage
 from skipvar.types import Request
 from storage.proxy import Fault, Proxy
 from storage.server import POWERLESS_KEY, SECRET_KEY, S3Server

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from jobs import train_emoji
-from skipvar.engine.sampler import SamplingRules, Step, WorkingBatch, generate_one, run_scales, start_image
+from skipvar.engine.sampler import Sampler, Step
+from skipvar.engine.twin import generate_one
 from skipvar.errors import InputError
 from skipvar.model.bsq import next_input, quantize, running_sums
-from skipvar.model.kv_cache import KeyValueCache
 from skipvar.model.pipeline import Pipeline, load_folder
 from skipvar.model.text_encoder import TextEncoder
 from skipvar.skip.strategy import Mode
 from skipvar.training import transformer as transformer_training
 from skipvar.training import vae as vae_training
+from skipvar.training.backgrounds import BACKGROUNDS
 from skipvar.training.common import Folders, rate_factor, train
 from skipvar.training.data import all_combinations, split_combinations
-from skipvar.training.export import export, load_exported_autoencoder, restore
+from skipvar.training.export import export, load_exported_autoencoder
 from skipvar.training.latents import encode_latents, load_latents
 from skipvar.training.parallel import Peers, run_peers
 from skipvar.training.recipe import (
@@ -37,6 +38,7 @@ from skipvar.training.recipe import (
     TransformerRecipe,
     VaeRecipe,
 )
+from skipvar.training.start import restore
 from skipvar.training.text import build_tokenizer
 from skipvar.training.vae import load_autoencoder
 from skipvar.types import Request
@@ -134,18 +136,17 @@ def test_teacher_forcing_gives_the_logits_of_generation(folders: Folders, make_r
         device=torch.device("cpu"),
         weights_sha256={},
     )
+    sampler = Sampler(pipeline)
     prompts = ["apple on red", "nine small keys on a blue background"]
     plain: dict[str, object] = {"cfg": (1.0,) * NUM_SCALES, "tau": (1.0,) * NUM_SCALES, "negative_prompt": None}
     codes, targets, entropies = [], [], []
     for position, prompt in enumerate(prompts):
-        image = start_image(pipeline, make_request(position, prompt=prompt, **plain), SamplingRules())
-        cache = KeyValueCache(
-            depth=8, num_heads=4, head_width=64, capacity=680, dtype=torch.float32, device=torch.device("cpu")
-        )
+        image = sampler.start_image(make_request(position, prompt=prompt, **plain))
+        cache = sampler.new_cache(680)
         cache.begin(1, 680)
-        batch = WorkingBatch.begin(pipeline, [image], cache)
+        batch = sampler.begin([image], cache)
         every = range(NUM_SCALES)
-        steps = list(run_scales(pipeline, SamplingRules(), batch, [Mode.GUIDED] * NUM_SCALES, keep_sums=every))
+        steps = list(sampler.run(batch, [Mode.GUIDED] * NUM_SCALES, keep_sums=every))
         codes.append([next_input(batch.history[k], grid, False) for k, grid in enumerate(GRIDS[1:])])
         targets.append(torch.cat([step.bits for step in steps], dim=1).float())
         entropies.append(torch.stack([_cross_entropy(step) for step in steps]))
@@ -180,16 +181,20 @@ def test_evaluation_prints_one_document(
     settings = EvaluationRecipe(num_prompts=6, batch_size=3)
     train_emoji.evaluate(replace(RECIPE, evaluation=settings), folders, model)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    fidelity = {"top1", "top5", "background", "layout"}
+    fidelity = {"top1", "top5", "background", "pattern", "layout"}
+    assert len(found["spread"]) == len(found["ssim_skip_median"]) == 3
+    assert all(low <= high for low, high in found["spread"])
+    shown = {BACKGROUNDS[c.background_index].pattern for c in split_combinations(RECIPE)[1][:6]}
+    assert found["ssim_truncated"].keys() == found["ssim_skip_by_background"].keys() == shown
     assert {*fidelity, "psnr_single", "psnr_grid", "spearman_sobel", "spearman_fft", "ssim_skip"} <= found.keys()
     assert found["spearman_sobel"] == found["spearman_sobel_at_scale_6"][-1]
-    assert (model / "samples.png").is_file()
+    assert all((model / name).is_file() for name in ("samples.png", "skipping.png"))
 
 
 def test_restores_a_run_from_the_exported_folder(folders: Folders, exported: Path, tmp_path: Path) -> None:
     again = Folders(packages=folders.packages, run=tmp_path / "run")
     again.run.mkdir()
-    restore(again, exported)
+    restore(RECIPE, again, exported)
     encode_latents(RECIPE, again)
     trainer = transformer_training.Trainer(RECIPE, again, is_compiled=False, peers=Peers())
     trainer.restore()
@@ -205,7 +210,58 @@ def test_restores_a_run_from_the_exported_folder(folders: Folders, exported: Pat
     for name in ("transformer.safetensors", "vae.safetensors", "training.json", "README.md"):
         assert (tmp_path / "model" / name).read_bytes() == (exported / name).read_bytes(), name
     with pytest.raises(InputError, match="overwrite"):
-        restore(again, exported)
+        restore(RECIPE, again, exported)
+
+
+def test_starts_from_anothers_checkpoints_with_words_matched_by_name(folders: Folders, tmp_path: Path) -> None:
+    """Half precision, no optimizer's state, words in another order and one unknown; then another encoder's bits."""
+    source, again = tmp_path / "source", Folders(packages=folders.packages, run=tmp_path / "run")
+    source.mkdir()
+    again.run.mkdir()
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    listing = json.loads((tmp_path / "tokenizer.json").read_text())
+    pieces = [piece for piece in tokenizer.get_vocab() if piece not in ("\u0120panda", "\u0120checkered")]
+    listing["model"]["vocab"] = {piece: row for row, piece in enumerate(pieces)}
+    (source / "tokenizer.json").write_text(json.dumps(listing))
+    embeddings = "text_encoder.shared.weight"
+    for name in ("vae.pt", "transformer.pt"):
+        state = torch.load(folders.run / name)
+        for weights in (state["model"], state["ema"]["weights"]):
+            for key, weight in weights.items():
+                chosen = weight[[tokenizer.get_vocab()[p] for p in pieces]] if key == embeddings else weight
+                weights[key] = chosen.detach().half()
+        torch.save(state | {"optimizer": None}, source / name)
+    restore(RECIPE, again, source)
+    found, known = (torch.load(f / "transformer.pt")["ema"]["weights"] for f in (again.run, folders.run))
+    rows = tokenizer.get_vocab()
+    torch.testing.assert_close(
+        found[embeddings][rows["\u0120koala"]], known[embeddings][rows["\u0120koala"]].half().float()
+    )
+    # A form of a known word starts as that word; an unknown one starts afresh.
+    assert torch.equal(found[embeddings][rows["\u0120checkered"]], found[embeddings][rows["\u0120checked"]])
+    assert found[embeddings][rows["\u0120panda"]].abs().sum() > 0
+    # Its weights alone are a start for the bits of an autoencoder that has learned on.
+    vae = vae_training.Trainer(RECIPE, again, Peers())
+    vae.restore()
+    vae.train_step(1.0, math.inf)
+    vae.save()
+    encode_latents(RECIPE, again)
+    (again.run / "transformer.pt").unlink()
+    restore(RECIPE, again, source, ("transformer",))
+    transformer_training.check_encoder(again)
+    trainer = transformer_training.Trainer(RECIPE, again, is_compiled=False, peers=Peers())
+    trainer.restore()
+    trainer.train_step(1.0, math.inf)
+    assert trainer.step == 3
+
+
+def test_a_start_without_its_words_is_refused(folders: Folders, tmp_path: Path) -> None:
+    source, again = tmp_path / "source", Folders(packages=folders.packages, run=tmp_path / "run")
+    shutil.copytree(folders.run, source)
+    again.run.mkdir()
+    with pytest.raises(InputError, match=r"tokenizer.json is not there"):
+        restore(RECIPE, again, source)
 
 
 def test_rates_warm_up_and_decay() -> None:

@@ -1,0 +1,167 @@
+"""The driver alone: its own code against replicas that are simulated, its costs measured as it runs.
+
+A discrete-event simulation: the simulated clock goes on by the processor time that the driver really spends, and jumps
+to the next event where it has nothing to do. So the share of replica time lost is what replicas wait for the driver to
+hand them a unit. What Ray's own calls cost is not in it: no actor is started.
+"""
+
+import heapq
+import itertools
+import random
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from skipvar.config import ClusterConfig, ReplicasConfig, RunConfig
+from skipvar.distributed.driver import Driver
+from skipvar.distributed.fleet import Member
+from skipvar.distributed.messages import Progress, Started, ToDriver, UnitDone
+from skipvar.distributed.metrics import Metrics
+from skipvar.distributed.stopping import StopSignal
+from skipvar.engine.resolved import DeviceReport
+from skipvar.types import Unit, UnitReport
+
+UNIT_ROWS = 16
+WANTED_UNITS = 2
+"""A replica is well supplied with so many: the one that it makes, and the next."""
+PROGRESS_SECONDS = 1.0
+MAX_EVENTS_A_ROUND = 1000
+
+
+@dataclass
+class _Replica:
+    free_at: float
+    """When it will have made all that it holds."""
+    num_read: int = 0
+    num_published: int = 0
+
+
+class SimulatedFleet:
+    """Replicas that only take time; stands where the driver expects its `Fleet`."""
+
+    def __init__(self, unit_seconds: float) -> None:
+        self.members: list[Member] = []
+        self.lost_seconds = 0.0
+        """Between two units of a replica, or before its first."""
+        self.driver_seconds = 0.0
+        self.now = 0.0
+        self._unit_seconds = unit_seconds
+        self._replicas: dict[Member, _Replica] = {}
+        self._coming: list[tuple[float, int, Member, UnitReport | None]] = []
+        """What replicas will say, and when; without a report it is only how far they are."""
+        self._numbers = itertools.count()
+        self._random = random.Random(0)
+        self._mark = time.thread_time()
+
+    def grow(self, size: int) -> None:
+        for number in range(len(self.members), size):
+            member = Member(f"replica-{number}", None)
+            self.members.append(member)
+            self._replicas[member] = _Replica(free_at=self.now)
+            self._at(self.now, member, None)
+
+    def send(self, member: Member, message: Any) -> None:
+        self._charge()
+        replica = self._replicas[member]
+        for assignment in message.assignments:
+            self.lost_seconds += max(0.0, self.now - replica.free_at)
+            seconds = self._random.uniform(0.5, 1.5) * self._unit_seconds
+            replica.free_at = max(self.now, replica.free_at) + seconds
+            replica.num_read += 1
+            self._at(replica.free_at, member, _report(assignment.unit.index, seconds))
+
+    def events(self, _timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
+        self._charge()
+        if self._coming and self._coming[0][0] > self.now:  # nothing to do for the driver until then
+            self.now = self._coming[0][0]
+        for _ in range(MAX_EVENTS_A_ROUND):
+            if not self._coming or self._coming[0][0] > self.now:
+                return
+            _, _, member, report = heapq.heappop(self._coming)
+            for message in self._said(member, report):
+                yield member, message
+                self._charge()
+
+    def _said(self, member: Member, report: UnitReport | None) -> Iterator[ToDriver]:
+        """What a replica says now: that a unit is done, and how far it is (also once a second)."""
+        replica = self._replicas[member]
+        if not member.is_up:
+            device = DeviceReport(processor="none", torch="", batch_size={}, pool_images=UNIT_ROWS, self_check=None)
+            yield Started(report=device, wanted_requests=WANTED_UNITS * UNIT_ROWS)
+        if report is None:
+            self._at(self.now + PROGRESS_SECONDS, member, None)
+        else:
+            replica.num_published += 1
+            yield UnitDone(unit=report.unit, report=report)
+        yield Progress(
+            num_steps=replica.num_published,
+            num_published=replica.num_published,
+            num_read=replica.num_read,
+            num_unfinished=(replica.num_read - replica.num_published) * UNIT_ROWS,
+        )
+
+    def _at(self, when: float, member: Member, report: UnitReport | None) -> None:
+        heapq.heappush(self._coming, (when, next(self._numbers), member, report))
+
+    def _charge(self) -> None:
+        """Let the simulated clock go on by what the driver has really spent since."""
+        mark = time.thread_time()
+        spent = mark - self._mark
+        self._mark = mark
+        self.now += spent
+        self.driver_seconds += spent
+
+
+def measure_driver(
+    num_replicas: int, num_units: int, unit_seconds: float, show: Callable[[str], None]
+) -> dict[str, Any]:
+    """Units a second that the driver accounts for, bytes that it grows by, the share of replica time that it loses."""
+    config = RunConfig(cluster=ClusterConfig(replicas=ReplicasConfig(min=num_replicas, max=num_replicas)))
+    fleet = SimulatedFleet(unit_seconds)
+    driver = Driver(config, fleet, lambda: num_replicas, _run(num_units), _metrics(num_units), StopSignal())  # type: ignore[arg-type]
+    before = _peak_bytes()
+    driver.run()
+    replica_seconds = num_replicas * fleet.now
+    show(
+        f"{num_units} units by {num_replicas} replicas of {unit_seconds:g} s a unit: {fleet.now:.0f} simulated seconds"
+    )
+    return {
+        "replicas": num_replicas,
+        "units": num_units,
+        "unit_seconds": unit_seconds,
+        "units_per_second": round(num_units / fleet.driver_seconds, 1),
+        "driver_seconds": round(fleet.driver_seconds, 2),
+        "peak_bytes": _peak_bytes() - before,
+        "lost_share": round(fleet.lost_seconds / replica_seconds, 6),
+    }
+
+
+def _run(num_units: int) -> Any:
+    """What the driver needs of an open run."""
+    units = (Unit(index=i, first_position=i * UNIT_ROWS, num_rows=UNIT_ROWS, slices=()) for i in range(num_units))
+    return SimpleNamespace(units=units, num_units=num_units, unit_requests=UNIT_ROWS)
+
+
+def _metrics(num_units: int) -> Metrics:
+    return Metrics(num_units * UNIT_ROWS, 0)
+
+
+def _report(unit: int, seconds: float) -> UnitReport:
+    return UnitReport(
+        unit=unit,
+        num_images=UNIT_ROWS,
+        num_failures=0,
+        num_bytes=0,
+        content_hash="",
+        already_there=False,
+        same_content=True,
+        strategies={"base": UNIT_ROWS},
+        seconds=seconds,
+    )
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

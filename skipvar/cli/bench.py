@@ -1,0 +1,47 @@
+"""Measure: the engine against one image at a time, `plan`: the driver's memory while it plans, `driver`: its own cost.
+
+The last line is one JSON document.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from skipvar.cli.running import read_config, run_job
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.bench") -> int:
+    """Parse the arguments, measure, print and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="plan | driver | key=value", help="what to measure; values for the config"
+    )
+    parser.add_argument("--config", default="conf/emoji.yaml", help="whose model is timed")
+    parser.add_argument("--images", type=int, default=24, help="images a round of the engine's timing")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the engine's timing; the median counts")
+    parser.add_argument("--rows", type=int, default=10_000_000, help="rows of the input that is planned")
+    parser.add_argument("--replicas", type=int, default=1000, help="simulated replicas of the driver")
+    parser.add_argument("--units", type=int, default=1_000_000, help="units that the driver hands out")
+    parser.add_argument("--unit-seconds", type=float, default=4.0, help="what a simulated replica takes for a unit")
+    arguments = parser.parse_intermixed_args(argv)
+    return run_job(lambda: _bench(arguments))
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from skipvar.benchmarks.measure import measure_engine, measure_plans
+    from skipvar.model.allocator import keep_freed_memory
+
+    if arguments.words == ["plan"]:
+        result = measure_plans(arguments.rows, show=print)
+    elif arguments.words == ["driver"]:
+        from skipvar.benchmarks.driver import measure_driver
+
+        result = measure_driver(arguments.replicas, arguments.units, arguments.unit_seconds, show=print)
+    else:
+        config = read_config(arguments.config, arguments.words)
+        keep_freed_memory()  # as replicas on CPUs do
+        result = measure_engine(config, num_images=arguments.images, num_rounds=arguments.rounds, show=print)
+    print(json.dumps(result))
+    return 0

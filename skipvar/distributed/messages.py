@@ -1,0 +1,101 @@
+"""Everything that driver and replicas say to each other: small frozen values, whatever the size of a unit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from skipvar.engine.resolved import DeviceReport
+from skipvar.errors import SkipvarError
+from skipvar.types import RequestKey, Unit, UnitReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """One unit handed to one replica."""
+
+    unit: Unit
+    attempt: int
+    """From 1: how often the unit was handed out, counting this time."""
+    poisoned: Mapping[RequestKey, str] = field(default_factory=dict)
+    """Requests that kill replicas, with what to say of each in the error table; they are not made."""
+    is_isolation: bool = False
+    """Make `unit.only` and throw the images away: only whether the replica survives matters."""
+    is_alone: bool = False
+    """The replica gets nothing else meanwhile, so that a death can be blamed on this unit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supply:
+    """Driver to replica: make these units."""
+
+    assignments: tuple[Assignment, ...]
+    is_more_coming: bool
+    """More units follow as soon as the replica runs low. Else its part-full batches need not wait for company."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Driver to replica: take no more steps, publish what is complete, then say `Stopped`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """Replica to driver: the model is loaded."""
+
+    report: DeviceReport
+    wanted_requests: int
+    """It is well supplied with so many requests that have no result yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Replica to driver: how far it is. Comes about every second at work, and when it runs low."""
+
+    num_steps: int = 0
+    """Batches run since it started."""
+    num_published: int = 0
+    """Units published since it started."""
+    num_read: int = 0
+    """Units whose rows have been read since it started."""
+    num_unfinished: int = 0
+    """Requests of those units that have no result yet."""
+    num_failures: int = 0
+    """Of the open units: failed requests,"""
+    strategies: Mapping[str, int] = field(default_factory=dict)
+    """and images under each strategy. They are not in any report yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitDone:
+    """Replica to driver: a unit is published, or its isolation survived."""
+
+    unit: int
+    report: UnitReport | None
+    """None: it was an isolation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped:
+    """Replica to driver: the last word after `Stop`."""
+
+    statistics: Mapping[str, Any]
+    """The engine's, as `EngineStatistics.to_dict` gives them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFailed:
+    """Replica to driver: it met what stops the whole run."""
+
+    error: SkipvarError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaLost:
+    """A replica is gone, or of no use any more. The replica itself says so where its engine broke."""
+
+    reason: str
+    is_preempted: bool = False
+
+
+ToReplica = Supply | Stop
+ToDriver = Started | Progress | UnitDone | Stopped | RunFailed | ReplicaLost

@@ -1,0 +1,99 @@
+"""One image on its way: all that it needs to go on in any batch, but for keys and values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skipvar.model.schedules import Schedule
+from skipvar.model.transformer import TextState
+from skipvar.skip.strategy import Strategy, make_strategy
+from skipvar.types import Image, Probe, Request
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An image's state at one moment. Tensors are shared, not copied: nothing changes them in place."""
+
+    stream: Tensor
+    """State of the image's generator."""
+    text: tuple[TextState, ...]
+    code_sum: Tensor | None
+    is_finite: bool
+    slot: int | None
+    probe: Probe | None
+    strategy: Strategy | None
+    scores: Mapping[str, float] | None
+
+
+@dataclass
+class ImageState:
+    """A request that is being made."""
+
+    request: Request
+    schedule: Schedule
+    generator: torch.Generator
+    text: tuple[TextState, ...] = ()
+    """Of one row each: conditional, then unconditional where the image is guided. Empty before its text is encoded."""
+    code_sum: Tensor | None = None
+    """`(dv, h, w)` float32; None before the first scale."""
+    is_finite: bool = True
+    """False once a logit was not a number: the image is worthless."""
+    slot: int | None = None
+    """Where its keys and values wait, after the decision."""
+    probe: Probe | None = None
+    strategy: Strategy | None = None
+    scores: Mapping[str, float] | None = None
+    seconds: float = 0.0
+
+    @property
+    def is_guided(self) -> bool:
+        return any(cfg != 1 for cfg in self.request.cfg)
+
+    @property
+    def is_base(self) -> bool:
+        return self.strategy is not None and self.strategy.name == "base"
+
+    def snapshot(self) -> Snapshot:
+        """What `restore` needs to bring the image back to this moment."""
+        return Snapshot(
+            stream=self.generator.get_state(),
+            text=self.text,
+            code_sum=self.code_sum,
+            is_finite=self.is_finite,
+            slot=self.slot,
+            probe=self.probe,
+            strategy=self.strategy,
+            scores=self.scores,
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes back to a snapshot of this image; the seconds spent since then stay counted."""
+        self.generator.set_state(snapshot.stream)
+        self.text, self.code_sum, self.is_finite = snapshot.text, snapshot.code_sum, snapshot.is_finite
+        self.slot, self.probe = snapshot.slot, snapshot.probe
+        self.strategy, self.scores = snapshot.strategy, snapshot.scores
+
+    def token_forwards(self) -> tuple[int, int]:
+        """Tokens that go through the transformer, both branches counted: under its strategy, and under `base`."""
+        assert self.strategy is not None
+        tokens, base = self.schedule.num_tokens, make_strategy("base", self.schedule.num_scales)
+        run, full = (strategy.token_forwards(tokens, guided=self.is_guided) for strategy in (self.strategy, base))
+        return run, full
+
+    def finish(self, pixels: np.ndarray) -> Image:
+        """The result, once all scales have run; `pixels: (H, W, 3)` uint8."""
+        assert self.strategy is not None
+        run, base = self.token_forwards()
+        return Image(
+            request=self.request,
+            pixels=pixels,
+            strategy=self.strategy.name,
+            probe=self.probe,
+            strategy_scores=self.scores,
+            scales_run=self.strategy.num_scales_run,
+            cost_share=run / base,
+            engine_seconds=self.seconds,
+        )

@@ -1,0 +1,50 @@
+"""A model on this machine, without Ray: what a replica, a benchmark and a dry run build their engine with."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skipvar.config import ModelSection, RunConfig, StorageConfig
+from skipvar.engine.resolved import Resolved, resolve
+from skipvar.shards.cache import StoredFiles, fetch
+
+if TYPE_CHECKING:
+    from skipvar.engine.engine import Engine
+
+CACHE_FOLDER = Path(os.environ.get("SKIPVAR_CACHE", "~/.cache/skipvar")).expanduser()
+
+
+def build_local_engine(config: RunConfig, resolved: Resolved | None = None) -> "Engine":
+    """The engine that the configuration describes, on this process' device; sets torch's number of threads.
+
+    `resolved` is the run's (None: resolved here). Weights are fetched from S3 where they lie there, once a machine.
+    """
+    import torch  # here, so that the driver, which only hands this function to its replicas, does without
+
+    from skipvar.engine.build import build_engine
+
+    torch.set_num_threads(config.cluster.cpus_per_replica)
+    resolved = resolved or resolve(config, StoredFiles(config.storage))
+    engine = build_engine(replace(config, model=_with_local_files(config.model, config.storage)), resolved)
+    if fraction := config.audit.fraction:
+        from skipvar.engine.audit import AuditRule
+        from skipvar.quality.audit import is_audited
+        from skipvar.quality.similarity import ssim
+
+        engine.audit_rule = AuditRule(lambda request: is_audited(request, fraction), ssim)
+    return engine
+
+
+def _with_local_files(model: ModelSection, storage: StorageConfig) -> ModelSection:
+    def local(uri: str | None) -> str | None:
+        if uri is None or not uri.startswith("s3://"):
+            return uri
+        return str(fetch(uri, CACHE_FOLDER, config=storage))
+
+    return replace(
+        model,
+        path=local(model.path),
+        vae_path=local(model.vae_path),
+        text_encoder_path=local(model.text_encoder_path),
+    )

@@ -1,0 +1,177 @@
+"""Which model it is: its configuration and the hashes of its weights, known before any weight is loaded. No torch."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from skipvar.config import ModelSection
+from skipvar.errors import ConfigError, ModelError
+from skipvar.model.config import ModelConfig, ScheduleConfig, TransformerConfig, VaeConfig
+from skipvar.model.presets import PRESETS
+
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "emoji"
+FORMAT = "skipvar-model-1"
+NETWORKS = {"transformer": "transformer.safetensors", "vae": "vae.safetensors", "text_encoder": "text_encoder"}
+"""The three networks, and where each lies in a converted folder."""
+
+
+class Files(Protocol):
+    """Where weights and policies lie: folders, or stores as well."""
+
+    def read(self, uri: str) -> bytes:
+        """A small file. Raises `FileNotFoundError`."""
+        ...
+
+    def sha256(self, uri: str) -> str:
+        """As `sha256_of`. Raises `FileNotFoundError`."""
+        ...
+
+
+class LocalFiles:
+    """Files of this machine."""
+
+    def read(self, uri: str) -> bytes:
+        return Path(uri).read_bytes()
+
+    def sha256(self, uri: str) -> str:
+        return sha256_of(Path(uri))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """What decides a model's images besides the sampling."""
+
+    config: ModelConfig
+    weights_sha256: Mapping[str, str]
+    """Of each network's file or folder; for random weights a word that names the seed."""
+
+
+def identify(section: ModelSection, files: Files | None = None) -> ModelIdentity:
+    """The model that a configuration names. A converted folder tells by its config.json, other weights are hashed.
+
+    Raises `ConfigError` where a path is missing from the configuration, `ModelError` where nothing lies there.
+    """
+    files = files or LocalFiles()
+    if section.path and section.path.startswith("random:"):
+        return ModelIdentity(config=PRESETS[section.name], weights_sha256=dict.fromkeys(NETWORKS, section.path))
+    place = converted_folder(section)
+    content = _read_json(files, f"{place}/config.json")
+    if content is None or content.get("format") != FORMAT:
+        paths = official_paths(section)
+        return ModelIdentity(config=PRESETS[section.name], weights_sha256=_hashes(files, paths))
+    for file in NETWORKS.values():
+        if "://" not in place and not Path(place, file).exists():
+            raise ModelError(f"{place}: {file} is missing; convert the model again (jobs.convert_checkpoint)")
+    hashes = content.get("weights_sha256")
+    if hashes is None:
+        hashes = _hashes(files, {name: f"{place}/{file}" for name, file in NETWORKS.items()})
+    return ModelIdentity(config=parse_config(content, f"{place}/config.json"), weights_sha256=hashes)
+
+
+def converted_folder(section: ModelSection) -> str:
+    """Where a converted model lies, if it is one."""
+    if section.path is None and section.name == "emoji":
+        return str(EMBEDDED_FOLDER)
+    if section.path is None:
+        raise ConfigError(f"model.path is needed for {section.name}: its weights are not part of this package")
+    return section.path.rstrip("/")
+
+
+def official_paths(section: ModelSection) -> dict[str, str]:
+    """The three networks as upstream publishes them. Raises `ConfigError` where one is not named."""
+    paths = {"transformer": section.path, "vae": section.vae_path, "text_encoder": section.text_encoder_path}
+    found = {name: path for name, path in paths.items() if path is not None}
+    for name in ("vae", "text_encoder"):
+        if name not in found:
+            raise ConfigError(f"model.{name}_path is needed: model.path {section.path} is not a converted folder")
+    return found
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The model configuration written by `write_config`."""
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise ValueError(f"format is {content['format']!r}, expected {FORMAT!r}")
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not a model configuration ({error})") from error
+    return parse_config(content, str(path))
+
+
+def parse_config(content: Mapping[str, Any], source: str) -> ModelConfig:
+    """The model configuration in the content of a config.json; `source` names it in the message of a `ModelError`."""
+    try:
+        vae, schedules = dict(content["vae"]), content["schedules"]
+        vae["width_multipliers"] = tuple(vae["width_multipliers"])
+        grids = {ratio: tuple((h, w) for h, w in grids) for ratio, grids in schedules["grids"].items()}
+        return ModelConfig(
+            name=content["name"],
+            transformer=TransformerConfig(**content["transformer"]),
+            vae=VaeConfig(**vae),
+            schedules=ScheduleConfig(grids=grids, sizes=schedules["sizes"], default_size=schedules["default_size"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{source}: not a model configuration ({error})") from error
+
+
+def write_config(config: ModelConfig, folder: Path) -> None:
+    """Writes config.json beside the weights of a converted folder, with their hashes: last of all its files."""
+    hashes = {name: sha256_of(folder / file) for name, file in NETWORKS.items() if (folder / file).exists()}
+    content: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(config)}
+    if hashes:
+        content["weights_sha256"] = hashes
+    (folder / "config.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def config_sha256(config: ModelConfig) -> str:
+    """Hash of a model's configuration: part of a run's fingerprint."""
+    return sha256_of_json(dataclasses.asdict(config))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files (`sha256_of_tree`)."""
+    if path.is_dir():
+        files = {str(item.relative_to(path)): sha256_of(item) for item in path.rglob("*") if item.is_file()}
+        return sha256_of_tree(files)
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_tree(files: Mapping[str, str]) -> str:
+    """SHA-256 of a folder, from its files' relative names and their SHA-256."""
+    lines = [f"{name} {files[name]}\n" for name in sorted(files, key=lambda name: Path(name).parts)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def sha256_of_json(content: object) -> str:
+    """SHA-256 of a JSON-able value in canonical form."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _hashes(files: Files, paths: Mapping[str, str]) -> dict[str, str]:
+    hashes = {}
+    for name, path in paths.items():
+        try:
+            hashes[name] = files.sha256(path)
+        except OSError as error:
+            raise ModelError(f"{path}: no such weights file or folder") from error
+    return hashes
+
+
+def _read_json(files: Files, uri: str) -> dict[str, Any] | None:
+    """A JSON object; None where there is no such file. Raises `ModelError` where it holds anything else."""
+    try:
+        content = json.loads(files.read(uri))
+    except OSError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{uri}: not a model configuration ({error})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{uri}: not a model configuration (a JSON object is accepted)")
+    return content

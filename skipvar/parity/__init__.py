@@ -1,0 +1,1 @@
+"""Comparison with golden tensors of the reference. It stands beside the product: nothing of the product imports it."""

@@ -1,0 +1,180 @@
+"""Text inputs (txt, jsonl, csv) in two passes: a look at the first rows for columns and types, then one over everything
+that brings it into its normal form (`skipvar.shards.parts`)."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from skipvar.errors import InputError, RowError
+from skipvar.shards.columns import UNFIT_ERRORS, fit_csv, fit_json, infer_csv, infer_json
+from skipvar.shards.inputs import InputFile, Inputs
+from skipvar.shards.parts import PartWriter
+from skipvar.shards.rows import (
+    MAX_ROW_BYTES,
+    SETTINGS,
+    InputSpec,
+    RowReader,
+    approximate_bytes,
+    check_size,
+    first_line,
+    id_text,
+    is_empty,
+    shown_prompt,
+)
+from skipvar.shards.textrows import RawRow, TextRows
+
+SAMPLE_ROWS = 10_000
+SAMPLE_BYTES = 32 << 20
+MAX_COLUMNS = 2_000
+_SETTING_TYPES = {
+    "seed": pa.int64(),
+    "cfg": pa.string(),
+    "tau": pa.string(),
+    "negative_prompt": pa.string(),
+    "aspect_ratio": pa.float64(),
+}
+"""`cfg` and `tau` are numbers or lists of numbers, kept as text of either."""
+assert tuple(_SETTING_TYPES) == SETTINGS
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the first rows of a text file tell."""
+
+    names: Sequence[str]
+    """All columns, those that are settings too."""
+    own: pa.Schema
+    """The user's own."""
+    num_rows: int
+    """Rows that were looked at."""
+
+
+@dataclass(frozen=True)
+class NormalFile:
+    """A text file that was brought into its normal form: its rows among those of all parts."""
+
+    first_row: int
+    num_rows: int
+    sha256: str
+    """Of the whole file, or up to the last row that `input.limit` lets in."""
+
+
+def look_at(inputs: Inputs, file: InputFile, prompt_column: str, special: frozenset[str], limit: int | None) -> Look:
+    """Columns and types of a text file from its first rows (`limit` of them at most)."""
+    with _rows_of(inputs, file, prompt_column) as rows:
+        sample = []
+        for row in islice(rows, SAMPLE_ROWS if limit is None else min(SAMPLE_ROWS, limit)):
+            sample.append(row)
+            if rows.num_bytes >= SAMPLE_BYTES:
+                break
+        good: list[dict[str, Any]] = [row for row in sample if isinstance(row, dict)]  # others become error rows
+        names = _names(file, rows, good, prompt_column)
+    if len(names) > MAX_COLUMNS:
+        raise InputError(
+            f"{file.uri} has {len(names)} columns; at most {MAX_COLUMNS} are accepted; put what differs from row to "
+            "row into one column."
+        )
+    own = [name for name in names if name not in special]
+    return Look(names, infer_csv(good, own) if file.format == "csv" else infer_json(good, own), len(sample))
+
+
+class TextNormaliser:
+    """Writes the rows of text files into parts, each checked and in the plan's types."""
+
+    def __init__(self, spec: InputSpec, columns: Sequence[str]) -> None:
+        """`columns`: which of the prompt's, the id's and the settings' columns the files may have."""
+        self._spec = spec
+        self._reader = RowReader(spec)
+        types = {**_SETTING_TYPES, spec.id_column: pa.string(), spec.prompt_column: pa.string()}
+        self._special = list(columns)
+        self._own = list(spec.columns)
+        self._own_names = spec.columns.names
+        self._nothing = dict.fromkeys(self._special)
+        self._parts = PartWriter(pa.schema([*((name, types[name]) for name in self._special), *spec.columns]))
+        self.finish = self._parts.finish
+
+    def add(self, inputs: Inputs, file: InputFile, limit: int | None) -> NormalFile:
+        """Take the rows of a file, the first `limit` of them at most."""
+        first_row = self._parts.num_rows
+        with _rows_of(inputs, file, self._spec.prompt_column) as rows:
+            name = file.name
+            for number, row in enumerate(islice(rows, limit), start=1):
+                values, own, error = self._normal(file.format, row)
+                columns = [values[key] for key in self._special]
+                if self._own_names:
+                    columns += [own.get(key) for key in self._own_names]
+                self._parts.add([error, name, number, *columns], sum(map(approximate_bytes, columns)))
+            return NormalFile(first_row, self._parts.num_rows - first_row, rows.sha256())
+
+    def _normal(self, format: str, row: RawRow) -> tuple[dict[str, Any], dict[str, Any], str | None]:
+        """The special columns' values, the user's own, and what is wrong with the row."""
+        if isinstance(row, RowError):
+            return {**self._nothing, self._spec.prompt_column: ""}, {}, str(row)
+        own: dict[str, Any] = {}
+        fit = fit_csv if format == "csv" else fit_json
+        try:
+            special = self._settings(row)
+            check_size(row)
+            for field in self._own:
+                own[field.name] = fit(row.get(field.name), field)
+            return special, own, None
+        except RowError as error:
+            reason = str(error)
+        except UNFIT_ERRORS as error:
+            reason = f"the row cannot be used ({first_line(error)})"
+        return {**self._nothing, **self._shown(row)}, own, reason
+
+    def _settings(self, row: dict[str, Any]) -> dict[str, Any]:
+        spec = self._spec
+        if len(self._special) == 1:  # txt: nothing but the prompt
+            prompt = row[spec.prompt_column]
+            if not prompt.isspace() and len(prompt) < MAX_ROW_BYTES // 4:
+                return row
+        settings = self._reader.settings(row)
+        values = {
+            "seed": settings["seed"],
+            "cfg": _setting_text(row.get("cfg")),
+            "tau": _setting_text(row.get("tau")),
+            "negative_prompt": row.get("negative_prompt"),
+            "aspect_ratio": None if is_empty(row.get("aspect_ratio")) else settings["aspect_ratio"],
+        }
+        return {**values, **self._labels(row), spec.prompt_column: settings["prompt"]}
+
+    def _shown(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What the error table tells of a row that cannot be used."""
+        return {**self._labels(row), self._spec.prompt_column: shown_prompt(row.get(self._spec.prompt_column))}
+
+    def _labels(self, row: dict[str, Any]) -> dict[str, Any]:
+        id = row.get(self._spec.id_column)
+        text = None if is_empty(id) else id_text(id)
+        return {self._spec.id_column: None if text is None else text.encode("utf-8", "replace").decode()}
+
+
+def special_columns(files: Iterable[tuple[InputFile, Look]], prompt_column: str, id_column: str) -> list[str]:
+    """Which of the prompt's, the id's and the settings' columns these files may have: a line of jsonl any of them."""
+    special = (prompt_column, id_column, *SETTINGS)
+    found = {name for file, look in files for name in (special if file.format == "jsonl" else look.names)}
+    return [name for name in special if name in found]
+
+
+@contextmanager
+def _rows_of(inputs: Inputs, file: InputFile, prompt_column: str) -> Iterator[TextRows]:
+    with inputs.open(file.uri) as stream:
+        yield TextRows(stream, file.uri, file.format, prompt_column)
+
+
+def _names(file: InputFile, rows: TextRows, sample: Sequence[dict[str, Any]], prompt_column: str) -> Sequence[str]:
+    if file.format == "txt":
+        return [prompt_column]
+    return rows.header or list(dict.fromkeys(name for row in sample for name in row))
+
+
+def _setting_text(value: Any) -> str | None:
+    if is_empty(value):
+        return None
+    return value.strip() if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,1 @@
+"""The deployment files, and what they start."""

@@ -1,0 +1,175 @@
+"""Certified policies: what is promised holds on prompts that nobody saw, and what was not tested is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from skipvar.errors import ConfigError
+from skipvar.skip.calibration import TrialScores
+from skipvar.skip.certify import allowed_misses, certify, one_each, p_value, policy_content, split_by_prompt
+from skipvar.skip.policy import ModelFacts, load_policy
+from skipvar.types import Probe, Request
+
+COSTS = {"base": 100.0, "uncond_1": 80.0, "skip_1": 70.0, "skip_2": 50.0, "skip_3": 30.0}
+LOSS = {"base": 0.0, "uncond_1": 0.05, "skip_1": 0.1, "skip_2": 0.18, "skip_3": 0.3}
+FACTS = ModelFacts("emoji", 10, {"transformer": "ab"}, cfg=(2.0,) * 10, tau=(0.3,) * 10, dtype="float32")
+FITTED_FOR = {
+    "model": "emoji", "num_scales": 10, "decision_scale": 6, "weights_sha256": {"transformer": "ab"},
+    "cfg": [2.0] * 10, "tau": [0.3] * 10, "dtype": "float32",
+}  # fmt: skip
+
+
+def world(num_prompts: int, seed: int, images: int = 1, *, signal: bool = True) -> list[TrialScores]:
+    """SSIM falls with an image's fineness, which the probe shows, and with its prompt's own difficulty."""
+    chance = np.random.default_rng(seed)
+    made = []
+    for prompt in range(num_prompts):
+        difficulty = chance.normal(0, 0.04)
+        for _ in range(images):
+            fineness = chance.uniform()
+            noise = chance.normal(0, 0.02)
+            ssim = {name: 1 - loss * fineness + (difficulty + noise if loss else 0) for name, loss in LOSS.items()}
+            shown = fineness if signal else chance.uniform()
+            probe = Probe(sobel_change=shown, fft_high_frequency_ratio=chance.normal())
+            made.append(TrialScores({6: probe}, ssim, prompt=f"p{prompt:05d}", group=f"g{prompt % 2}"))
+    return made
+
+
+def test_the_binomial_bound_is_exact() -> None:
+    assert allowed_misses(640, 0.1, 0.05) == 51  # the issue's own example
+    assert p_value(51, 640, 0.1) <= 0.05 < p_value(52, 640, 0.1)
+    assert allowed_misses(28, 0.1, 0.05) == -1 and allowed_misses(29, 0.1, 0.05) == 0  # 0.9 ** 29 < 0.05
+    assert p_value(0, 29, 0.1) == pytest.approx(0.9**29)
+
+
+def test_prompts_are_never_split_and_the_test_part_holds_one_image_of_each() -> None:
+    parts = split_by_prompt(world(100, 0, images=3), seed=5)
+    fit, order, test = ({trial.prompt for trial in part} for part in (parts.fit, parts.order, parts.test))
+    assert not fit & order and not fit & test and not order & test and len(fit | order | test) == 100
+    assert len(parts.test) == len(test) and len(parts.fit) == 3 * len(fit)
+    assert split_by_prompt(world(100, 0, images=3), seed=5) == parts != split_by_prompt(world(100, 0, 3), seed=6)
+
+
+def test_the_image_of_a_prompt_is_drawn_whatever_its_scores() -> None:
+    trials = world(50, 0, images=4)
+    turned = [TrialScores(trial.probes, {k: 1 - v for k, v in trial.ssim.items()}, trial.prompt) for trial in trials]
+    kept, kept_turned = (one_each(some, np.random.default_rng(3)) for some in (trials, turned))
+    assert [trial.probes for trial in kept] == [trial.probes for trial in kept_turned]
+
+
+@pytest.mark.parametrize("signal", [True, False])
+def test_the_rate_stays_under_alpha_on_prompts_that_nobody_saw(signal: bool) -> None:
+    """Clustered trials: in at least 95% of the splits the true rate of what was certified is at most alpha."""
+    floor, alpha, delta, splits = 0.84, 0.1, 0.05, 20
+    unseen = world(2000, 999, signal=signal)
+    x = [(t.probes[6].sobel_change, t.probes[6].fft_high_frequency_ratio) for t in unseen]
+    rates, shares = [], []
+    for split in range(splits):
+        found = certify(split_by_prompt(world(400, split, 2, signal=signal), split), floor, alpha, delta, COSTS, 6)
+        if found is not None:
+            chosen = [found[0].choose(row)[0] for row in x]
+            rates.append(np.mean([t.ssim[name] < floor for t, name in zip(unseen, chosen, strict=True)]))
+            shares.append(np.mean([COSTS[name] for name in chosen]))
+    assert len(rates) == splits  # base always passes: something always can
+    assert sum(rate <= alpha + 0.007 for rate in rates) >= 0.95 * splits, rates
+    if signal:
+        assert np.mean(shares) < COSTS["skip_1"] and max(rates) > 0.02  # and it is worth something
+
+
+def test_no_image_too_few_nothing_certified() -> None:
+    assert certify(split_by_prompt(world(20, 0), 0), 0.84, 0.1, 0.05, COSTS, 6) is None
+
+
+@pytest.fixture(scope="module")
+def content() -> dict[str, Any]:
+    parts = split_by_prompt(world(600, 1), 1)
+    found = certify(parts, 0.84, 0.1, 0.05, COSTS, 6)
+    assert found is not None
+    return policy_content(parts, found, COSTS, 6, name="emoji_certified", fitted_for=FITTED_FOR)
+
+
+def test_the_file_tells_its_promise_and_its_evidence(content: dict[str, Any]) -> None:
+    evidence = content["certificate"]
+    assert (evidence["ssim_floor"], evidence["alpha"], evidence["delta"], evidence["n"]) == (0.84, 0.1, 0.05, 330)
+    assert 0 < evidence["misses"] <= allowed_misses(330, 0.1, 0.05)
+    assert sum(group["misses"] for group in evidence["misses_by_group"].values()) == evidence["misses"]
+    assert sum(entry["images"] for entry in evidence["misses_by_strategy"].values()) == 330
+    assert len({part["sha256"] for part in evidence["parts"].values()}) == 3
+    assert content["promise"].startswith("with confidence 0.95 at most 0.1 of images")
+
+
+def test_a_certified_file_loads_and_decides_as_it_was_tested(
+    content: dict[str, Any], tmp_path: Path, make_request: Callable[..., Request]
+) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(content))
+    policy = load_policy(str(path), FACTS)
+    assert (policy.grid_scale, policy.decision_scale, policy.known_strategy) == (6, 6, None)
+    request = make_request(0, cfg=(2.0,) * 10, tau=(0.3,) * 10)
+    easy, hard = (Probe(sobel_change=value, fft_high_frequency_ratio=0.0) for value in (0.0, 1.0))
+    assert policy.decide(request, easy).strategy == "skip_3" and policy.decide(request, hard).strategy != "skip_3"
+    broken = Probe(sobel_change=float("nan"), fft_high_frequency_ratio=0.0)
+    assert policy.decide(request, broken).strategy == "base"
+    assert policy.decide(make_request(0, cfg=(3.0,) * 10, tau=(0.3,) * 10), easy).strategy == "base"
+    scores = policy.decide(request, easy).scores
+    assert scores is not None and scores["base"] == 1.0 and all(0 <= score <= 1 for score in scores.values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"weights_sha256": {"transformer": "cd"}}, "another transformer weights"),
+        ({"cfg": (3.0,) * 10}, "nothing for this cfg (tested with 2.0, this run has 3.0)"),
+        ({"tau": (0.5,) * 10}, "nothing for this tau"),
+        ({"dtype": "bfloat16"}, "nothing for this dtype (tested with float32, this run has bfloat16)"),
+        ({"num_scales": 9}, "another number of scales"),
+        ({"name": "infinity_2b"}, "another model"),
+        ({"cfg": None}, "nothing for this cfg"),
+    ],
+)
+def test_another_run_is_refused_in_one_sentence(
+    content: dict[str, Any], tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(content))
+    other = ModelFacts(**{**FACTS.__dict__, **changed})
+    with pytest.raises(ConfigError, match="policy") as error:
+        load_policy(str(path), other)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    if changed.get("num_scales") is None:
+        assert load_policy(str(path), other, force=True).name == "emoji_certified"
+
+
+def _without_dtype(content: dict[str, Any]) -> None:
+    del content["fitted_for"]["dtype"]
+
+
+def _unknown_strategy(content: dict[str, Any]) -> None:
+    content["chances"]["cheapest_first"][0]["strategy"] = "skip_9"
+
+
+def _infinite(content: dict[str, Any]) -> None:
+    content["chances"]["cheapest_first"][0]["coef"][0] = float("inf")
+
+
+def _three_coefficients(content: dict[str, Any]) -> None:
+    content["chances"]["cheapest_first"][0]["coef"] = [1, 2, 3]
+
+
+def _later_decision(content: dict[str, Any]) -> None:
+    content["fitted_for"]["decision_scale"] = 7
+
+
+@pytest.mark.parametrize("change", [_without_dtype, _unknown_strategy, _infinite, _three_coefficients, _later_decision])
+def test_a_broken_file_is_refused(
+    content: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    broken = json.loads(json.dumps(content))
+    change(broken)
+    (tmp_path / "policy.json").write_text(json.dumps(broken))
+    with pytest.raises(ConfigError):
+        load_policy(str(tmp_path / "policy.json"), FACTS)
