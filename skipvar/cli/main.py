@@ -15,6 +15,7 @@ COMMANDS = {
     "certify_check": ("skipvar.cli.certify_check", "say whether certification keeps its promise"),
     "bench": ("skipvar.cli.bench", "time the engine, or the planning of a run"),
     "convert": ("skipvar.cli.convert", "convert Infinity's published weights"),
+    "train_emoji": ("skipvar.cli.train_emoji", "train the embedded model"),
     "parity": ("skipvar.cli.parity", "compare with golden tensors of the reference"),
 }
 """By command: its module (imported only when it is asked for) and what it does."""

@@ -105,7 +105,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
-    """Raises `InputError` where `stage` of jobs/train_emoji.py has not made it yet."""
+    """Raises `InputError` where `stage` of `jobs.train_emoji` has not made it yet."""
     if not path.exists():
         raise InputError(f"{path} is not there: `python -m jobs.train_emoji {stage}` makes it")
     return torch.load(path, map_location="cpu", weights_only=True)

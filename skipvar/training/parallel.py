@@ -1,4 +1,4 @@
-"""Training on several processes of one core each, with the gradients averaged after every step.
+"""Training on one GPU where there is one, else on several processes of one core each, whose gradients are averaged.
 
 Threads inside an operation wait for each other at every operation, and beside other busy processes the slower core then
 sets the pace; threads over parts of a batch wait for the interpreter's lock, which compiled CPU kernels hold. Processes
@@ -7,6 +7,7 @@ wait once a step.
 
 import logging
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +21,16 @@ from torch import nn
 LOG_FORMAT = "%(asctime)s %(name)s %(message)s"
 
 
+CPU = torch.device("cpu")
+
+
 class Peers:
     """The processes of a run: equal models, different batches. Rank 0 leads: it saves, reports and keeps the clock."""
 
-    def __init__(self, rank: int = 0, count: int = 1, dtype: torch.dtype = torch.float32) -> None:
-        self.rank, self.count, self.dtype = rank, count, dtype
+    def __init__(
+        self, rank: int = 0, count: int = 1, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+    ) -> None:
+        self.rank, self.count, self.dtype, self.device = rank, count, dtype, device
 
     @property
     def is_leader(self) -> bool:
@@ -32,11 +38,11 @@ class Peers:
 
     def autocast(self) -> torch.autocast:
         """The precision that all processes train in."""
-        return autocast(self.dtype)
+        return autocast(self.dtype, self.device)
 
     def generator(self, seed: int, step: int) -> torch.Generator:
         """This process's random stream for a step: the same whether or not the run was interrupted before."""
-        return torch.Generator().manual_seed(seed * 1_000_003 + 10 * step + self.rank)
+        return torch.Generator(self.device).manual_seed(seed * 1_000_003 + 10 * step + self.rank)
 
     def average(self, parameters: Sequence[nn.Parameter], message: float) -> float:
         """Makes every gradient the mean over the processes, the same bits in each; returns the leader's `message`."""
@@ -56,12 +62,19 @@ class Peers:
         return float(received)
 
 
-def autocast(dtype: torch.dtype) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16)
+def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
 
 
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where this processor multiplies faster in it, else float32: measured."""
+def find_device() -> torch.device:
+    """The GPU of this machine, if it has one that torch can use."""
+    return torch.device("cuda") if torch.cuda.is_available() else CPU
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU, and where this processor multiplies faster in it (measured); else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16
     matrices = [torch.ones(1024, 1024, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     seconds = {matrix.dtype: math.inf for matrix in matrices}
     for _ in range(12):  # by turns: other work on the machine hits both
@@ -73,10 +86,11 @@ def fast_dtype() -> torch.dtype:
 
 
 def run_peers(count: int, work: Callable[[Peers], None]) -> None:
-    """Runs `work` (picklable) in `count` processes and waits; one that fails ends all."""
-    dtype = fast_dtype()  # once, for all: in two precisions their weights would drift apart
-    if count == 1:
-        work(Peers(dtype=dtype))
+    """Runs `work` (picklable) on the GPU, or in `count` processes, and waits; one that fails ends all."""
+    device = find_device()
+    dtype = fast_dtype(device)  # once, for all: in two precisions their weights would drift apart
+    if count == 1 or device.type == "cuda":
+        work(Peers(dtype=dtype, device=device))
         return
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_start, args=(count, dtype, Path(folder) / "meet", work), nprocs=count)
@@ -85,6 +99,7 @@ def run_peers(count: int, work: Callable[[Peers], None]) -> None:
 def _start(rank: int, count: int, dtype: torch.dtype, meeting_point: Path, work: Callable[[Peers], None]) -> None:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     torch.set_num_threads(1)
+    os.nice(10)  # hours in the background: whoever works at the machine goes first
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=count)
     work(Peers(rank, count, dtype))
     torch.distributed.destroy_process_group()

@@ -166,5 +166,5 @@ class CaptionTokens:
 
 def encode_captions(encoder: T5EncoderModel, ids: Tensor, lengths: Sequence[int]) -> Tensor:
     """Last hidden state `(B, T, text_width)` of padded ids; padding is masked out and its rows carry no meaning."""
-    mask = torch.arange(ids.shape[1])[None, :] < torch.tensor(lengths)[:, None]
+    mask = torch.arange(ids.shape[1], device=ids.device)[None, :] < torch.tensor(lengths, device=ids.device)[:, None]
     return encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state

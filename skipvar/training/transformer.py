@@ -1,9 +1,11 @@
 """Training of the transformer and its text encoder: predict the bits of every scale from text and earlier scales."""
 
+import contextlib
 import dataclasses
 import logging
 import time
 from collections import defaultdict
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ class TextToBits(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """One training batch of `num_scales` scales."""
 
     ids: Tensor
@@ -70,27 +72,27 @@ class Batch:
 class BatchSource:
     """Draws batches from the stored latents; each is fixed by the random stream that it is drawn with."""
 
-    def __init__(self, recipe: Recipe, folders: Folders, tokens: CaptionTokens) -> None:
-        self._recipe = recipe.transformer
+    def __init__(self, recipe: Recipe, folders: Folders, tokens: CaptionTokens, device: torch.device) -> None:
+        self._device, self._recipe = device, recipe.transformer
         stored = load_latents(folders)
-        self._latents = stored["latents"]
+        self._latents = stored["latents"].to(device)
         self.encoder_sha256: str = stored["encoder_sha256"]
         self._training, _ = split_combinations(recipe)
         self._tokens = tokens
 
-    def draw(self, num_scales: int, size: int, generator: torch.Generator) -> Batch:
-        chosen = torch.randint(len(self._training), (size,), generator=generator)
-        choices = torch.rand(size, generator=generator).tolist()
+    def draw(self, num_scales: int, size: int, generator: torch.Generator) -> TrainingBatch:
+        chosen = torch.randint(len(self._training), (size,), generator=generator, device=self._device)
+        choices = torch.rand(size, generator=generator, device=self._device).tolist()
         texts = [_pick(captions(self._training[i]), u) for i, u in zip(chosen.tolist(), choices, strict=True)]
         ids, lengths = self._tokens.batch(texts)
-        flips = torch.rand(size, generator=generator) * self._recipe.max_flip_probability
+        flips = torch.rand(size, generator=generator, device=self._device) * self._recipe.max_flip_probability
         grids = GRIDS[:num_scales]
         bits = quantize(self._latents[chosen].float(), grids, flip_probability=flips, generator=generator)
         sums = running_sums(bits.fed, grids, False, GRIDS[-1])
-        return Batch(
-            ids=ids,
+        return TrainingBatch(
+            ids=ids.to(self._device),
             lengths=lengths,
-            is_unconditional=torch.rand(size, generator=generator) < self._recipe.text_dropout,
+            is_unconditional=torch.rand(size, generator=generator, device=self._device) < self._recipe.text_dropout,
             codes=[next_input(s, grid, False) for s, grid in zip(sums, grids[1:], strict=False)],
             targets=torch.cat(bits.targets, dim=1).float(),
         )
@@ -110,7 +112,7 @@ class Objective:
         self._masks: dict[int, Tensor] = {}
         self._scale_losses = torch.compile(self._compute, dynamic=False) if is_compiled else self._compute
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         """The loss (with gradient) and the cross-entropy of each scale `(num_scales,)`."""
         transformer = self._model.transformer
         features = encode_captions(self._model.text_encoder, batch.ids, batch.lengths)
@@ -119,18 +121,20 @@ class Objective:
         text = transformer.encode_text(features, batch.lengths, TextPadding.LONGEST)
         text = self._with_static_shape(text)
         num_tokens = SCHEDULE.num_tokens[: batch.num_scales]
-        rope = (self._rope[0][: sum(num_tokens)], self._rope[1][: sum(num_tokens)])
+        device = features.device
+        rope = (self._rope[0][: sum(num_tokens)].to(device), self._rope[1][: sum(num_tokens)].to(device))
         if batch.num_scales not in self._masks:
-            self._masks[batch.num_scales] = block_causal_mask(num_tokens, torch.device("cpu"))
-        # Short sequences: plain products are twice as fast as torch's flash attention on a CPU, forward and backward.
-        with sdpa_kernel(SDPBackend.MATH if sum(num_tokens) < _SHORT else SDPBackend.FLASH_ATTENTION):
+            self._masks[batch.num_scales] = block_causal_mask(num_tokens, device)
+        with _attention_backend(sum(num_tokens), device):
             losses = self._scale_losses(batch.codes, batch.targets, text, rope, self._masks[batch.num_scales])
-        weights = torch.tensor(num_tokens, dtype=torch.float32).sqrt()
+        weights = torch.tensor(num_tokens, dtype=torch.float32, device=device).sqrt()
         return (losses * weights / weights.sum()).sum(), losses.detach()
 
     def _with_static_shape(self, text: TextState) -> TextState:
         """One text length and always a mask: the compiled function must see one kind of batch."""
-        mask = (torch.arange(self._max_text_length) < torch.tensor(text.layout.lengths)[:, None])[:, None, None]
+        device = text.keys_values.device
+        lengths = torch.tensor(text.layout.lengths, device=device)[:, None]
+        mask = (torch.arange(self._max_text_length, device=device) < lengths)[:, None, None]
         missing = self._max_text_length - text.keys_values.shape[-2]
         return dataclasses.replace(
             text,
@@ -145,6 +149,13 @@ class Objective:
         zero, one = logits.unflatten(-1, (-1, 2)).unbind(-1)
         entropy = F.binary_cross_entropy_with_logits(one - zero, targets, reduction="none").mean(dim=(0, 2))
         return torch.stack([part.mean() for part in entropy.split([1] + [c.shape[1] for c in codes])])
+
+
+def _attention_backend(num_tokens: int, device: torch.device) -> AbstractContextManager[None]:
+    """On a CPU plain products are twice as fast as flash attention for short sequences, forward and backward."""
+    if device.type == "cuda":
+        return contextlib.nullcontext()
+    return sdpa_kernel(SDPBackend.MATH if num_tokens < _SHORT else SDPBackend.FLASH_ATTENTION)
 
 
 def checkpoint_path(folders: Folders) -> Path:
@@ -179,14 +190,14 @@ def _load_weights(model: TextToBits, weights: dict[str, Tensor]) -> None:
             parameter.copy_(weights[name])
 
 
-class Trainer:
+class TransformerTrainer:
     """The state of a run: weights, their average, optimizer, step; and what is needed to report on it."""
 
     def __init__(self, recipe: Recipe, folders: Folders, is_compiled: bool, peers: Peers) -> None:
         self.recipe, self.folders, self.peers = recipe, folders, peers
         tokenizer = build_tokenizer()
         self.tokens = CaptionTokens(tokenizer)
-        self.model = TextToBits(recipe, tokenizer)
+        self.model = TextToBits(recipe, tokenizer).to(peers.device)
         embeddings = self.model.text_encoder.get_input_embeddings().weight
         self.optimizer = Optimizer(
             self.model.parameters(),
@@ -196,7 +207,7 @@ class Trainer:
             {embeddings: recipe.transformer.embedding_rate},
         )
         self.ema = Ema(self.model, recipe.transformer.ema_decay)
-        self.source = BatchSource(recipe, folders, self.tokens)
+        self.source = BatchSource(recipe, folders, self.tokens, peers.device)
         self.objective = Objective(self.model, self.tokens.max_length, is_compiled)
         self.step = self.first_cold_step = 0
         self.num_samples = {name: 0 for _, kinds in recipe.transformer.patterns for name in kinds}
@@ -266,5 +277,5 @@ def train_transformer(recipe: Recipe, folders: Folders, minutes: float, num_proc
 
 
 def _train(recipe: Recipe, folders: Folders, minutes: float, is_compiled: bool, peers: Peers) -> None:
-    trainer = Trainer(recipe, folders, is_compiled, peers)
+    trainer = TransformerTrainer(recipe, folders, is_compiled, peers)
     train(trainer, recipe.transformer.schedule, minutes, recipe.checkpoint_seconds, peers.is_leader)

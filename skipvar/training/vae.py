@@ -37,7 +37,7 @@ class Autoencoder(nn.Module):
         with torch.no_grad():
             bits = quantize(latent, GRIDS).fed
             sums = torch.stack(running_sums(bits, GRIDS, False, GRIDS[-1]))
-            chosen = sums[num_scales - 1, torch.arange(len(images))]
+            chosen = sums[num_scales - 1, torch.arange(len(images), device=images.device)]
         straight_through = latent + (chosen - latent).detach()
         return self.decoder.forward_unclamped(straight_through).float(), F.mse_loss(latent, sums[-1])
 
@@ -61,15 +61,15 @@ def encoder_sha256(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-class Trainer:
+class VaeTrainer:
     """The state of a run: weights, their average, optimizer, step; and what is needed to train and report on it."""
 
     def __init__(self, recipe: Recipe, folders: Folders, peers: Peers) -> None:
         self.folders, self.settings, self.peers, self._seed = folders, recipe.vae, peers, recipe.seed
-        self.pictures = Pictures(folders.packages, recipe.image_side)
+        self.pictures = Pictures(folders.packages, recipe.image_side, peers.device)
         self.training, self.held_out = split_combinations(recipe)
         torch.manual_seed(recipe.seed)
-        self.model = Autoencoder()
+        self.model = Autoencoder().to(peers.device)
         # Muon takes the kernels of all convolutions but the first and last of each half.
         inner = [p for name, p in self.model.named_parameters() if p.ndim == 4 and ".conv_" not in name]
         self.optimizer = Optimizer(self.model.parameters(), inner, recipe.vae.optimizer, peers.dtype)
@@ -77,7 +77,7 @@ class Trainer:
         self.step = self.first_cold_step = 0
         self._losses: list[Tensor] = []
         shares = torch.tensor(recipe.vae.layout_shares)
-        self._chances = shares[[c.layout_index for c in self.training]]
+        self._chances = shares[[c.layout_index for c in self.training]].to(peers.device)
 
     def train_step(self, factor: float, seconds_left: float) -> float:
         """One batch of pictures; see `common.Trainer`."""
@@ -85,10 +85,10 @@ class Trainer:
         size = self.settings.batch_size // self.peers.count
         chosen = torch.multinomial(self._chances, size, replacement=True, generator=generator).tolist()
         images = self.pictures.compose([self.training[i] for i in chosen])
-        is_mirrored = torch.rand(size, generator=generator) < 0.5
+        is_mirrored = torch.rand(size, generator=generator, device=self.peers.device) < 0.5
         images = torch.where(is_mirrored[:, None, None, None], images.flip(-1), images)
-        truncated = torch.rand(size, generator=generator) < self.settings.truncated_share
-        dropped = torch.randint(1, 4, (size,), generator=generator) * truncated
+        truncated = torch.rand(size, generator=generator, device=self.peers.device) < self.settings.truncated_share
+        dropped = torch.randint(1, 4, (size,), generator=generator, device=self.peers.device) * truncated
         with self.peers.autocast():
             decoded, commitment = self.model(images, NUM_SCALES - dropped)
         reconstruction = reconstruction_loss(decoded, images, self.settings)
@@ -126,7 +126,7 @@ class Trainer:
     @torch.no_grad()
     def report(self) -> None:
         """PSNR of the averaged weights on held-out pictures, and a sheet: originals, and ten, nine, seven scales."""
-        averaged = Autoencoder()
+        averaged = Autoencoder().to(self.peers.device)
         averaged.load_state_dict(self.ema.weights)
         averaged.eval()
         limit = self.settings.report_pictures
@@ -151,7 +151,7 @@ def train_vae(recipe: Recipe, folders: Folders, minutes: float, num_processes: i
 
 
 def _train(recipe: Recipe, folders: Folders, minutes: float, peers: Peers) -> None:
-    trainer = Trainer(recipe, folders, peers)
+    trainer = VaeTrainer(recipe, folders, peers)
     train(trainer, recipe.vae.schedule, minutes, recipe.checkpoint_seconds, peers.is_leader)
 
 
@@ -166,13 +166,16 @@ def reconstruction_loss(decoded: Tensor, images: Tensor, settings: VaeRecipe) ->
 @torch.no_grad()
 def reconstruct(model: Autoencoder, images: Tensor, num_scales: int = NUM_SCALES, batch_size: int = 16) -> Tensor:
     """Images `(B, 3, H, W)` through the first `num_scales` scales and back, clamped."""
-    parts = [model(part, torch.full((len(part),), num_scales))[0].clamp(-1, 1) for part in images.split(batch_size)]
+    parts = []
+    for part in images.split(batch_size):
+        decoded, _ = model(part, torch.full((len(part),), num_scales, device=images.device))
+        parts.append(decoded.clamp(-1, 1))
     return torch.cat(parts)
 
 
 def _save_sheet(path: Path, images: Tensor, columns: int) -> None:
     """Images `(N, 3, H, W)` in [-1, 1] as one PNG, row by row."""
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     rows = [np.concatenate(list(pixels[start : start + columns]), axis=1) for start in range(0, len(pixels), columns)]
     Image.fromarray(np.concatenate(rows)).save(path)
 

@@ -15,14 +15,14 @@ from skipvar.training.data import (
     captions,
     split_combinations,
 )
-from skipvar.training.evaluate import Judge, Prompt, make_prompts, measure_fidelity
+from skipvar.training.judge import Judge, Prompt, make_prompts, measure_fidelity
 from skipvar.training.objects import OBJECTS
 from skipvar.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
 def pictures(packages: Path) -> Pictures:
-    return Pictures(packages, image_side=128)
+    return Pictures(packages, 128, torch.device("cpu"))
 
 
 def test_split_is_fixed_by_the_seed_and_leaves_nothing_out() -> None:
@@ -94,7 +94,7 @@ def test_composes_on_the_background_without_a_fringe(pictures: Pictures) -> None
 
 def test_says_what_to_do_when_the_packages_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train_emoji data"):
-        Pictures(tmp_path, image_side=128)
+        Pictures(tmp_path, 128, torch.device("cpu"))
 
 
 def test_judge_recognises_the_pictures_themselves_and_their_faults(pictures: Pictures) -> None:

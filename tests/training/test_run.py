@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs import train_emoji
+from skipvar.cli import train_emoji
 from skipvar.engine.sampler import Sampler, Step
 from skipvar.engine.twin import generate_one
 from skipvar.errors import InputError
@@ -24,6 +24,7 @@ from skipvar.training import vae as vae_training
 from skipvar.training.backgrounds import BACKGROUNDS
 from skipvar.training.common import Folders, rate_factor, train
 from skipvar.training.data import all_combinations, split_combinations
+from skipvar.training.evaluate import evaluate
 from skipvar.training.export import export, load_exported_autoencoder
 from skipvar.training.latents import encode_latents, load_latents
 from skipvar.training.parallel import Peers, run_peers
@@ -58,13 +59,13 @@ RECIPE = Recipe(
 def folders(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """A run of two steps of each network."""
     folders = Folders(packages=packages, run=tmp_path_factory.mktemp("run"))
-    vae = vae_training.Trainer(RECIPE, folders, Peers())
+    vae = vae_training.VaeTrainer(RECIPE, folders, Peers())
     for _ in range(2):
         vae.train_step(1.0, math.inf)
     vae.save()
     vae.report()
     encode_latents(RECIPE, folders)
-    trainer = transformer_training.Trainer(RECIPE, folders, is_compiled=False, peers=Peers())
+    trainer = transformer_training.TransformerTrainer(RECIPE, folders, is_compiled=False, peers=Peers())
     for _ in range(2):
         trainer.train_step(1.0, math.inf)
     trainer.save()
@@ -90,7 +91,7 @@ def test_batches_hold_what_generation_will_see(folders: Folders) -> None:
     recipe = Recipe(
         held_out_combinations=RECIPE.held_out_combinations, transformer=TransformerRecipe(max_flip_probability=0.0)
     )
-    trainer = transformer_training.Trainer(recipe, folders, is_compiled=False, peers=Peers())
+    trainer = transformer_training.TransformerTrainer(recipe, folders, is_compiled=False, peers=Peers())
     batch = trainer.source.draw(NUM_SCALES, 2, torch.Generator().manual_seed(0))
     latents = load_latents(folders)["latents"].float()
 
@@ -109,14 +110,14 @@ def test_batches_hold_what_generation_will_see(folders: Folders) -> None:
 def test_resumes_as_if_never_stopped(folders: Folders) -> None:
     """Two steps, stop, one step = three steps."""
 
-    def one_more(trainer: transformer_training.Trainer) -> dict[str, Tensor]:
+    def one_more(trainer: transformer_training.TransformerTrainer) -> dict[str, Tensor]:
         trainer.train_step(1.0, math.inf)
         return {name: p.detach() for name, p in trainer.model.named_parameters()}
 
-    whole = transformer_training.Trainer(RECIPE, folders, is_compiled=False, peers=Peers())
+    whole = transformer_training.TransformerTrainer(RECIPE, folders, is_compiled=False, peers=Peers())
     for _ in range(2):
         whole.train_step(1.0, math.inf)
-    resumed = transformer_training.Trainer(RECIPE, folders, is_compiled=False, peers=Peers())
+    resumed = transformer_training.TransformerTrainer(RECIPE, folders, is_compiled=False, peers=Peers())
     resumed.restore()
     assert (resumed.step, resumed.num_samples) == (2, {"early": 2, "full": 1})
     expected, found = one_more(whole), one_more(resumed)
@@ -126,7 +127,7 @@ def test_resumes_as_if_never_stopped(folders: Folders) -> None:
 def test_teacher_forcing_gives_the_logits_of_generation(folders: Folders, make_request: Callable[..., Request]) -> None:
     """All scales at once under the mask = scale by scale with a cache: what is trained is what is run."""
     model = transformer_training.load_text_to_bits(RECIPE, folders)
-    trainer = transformer_training.Trainer(RECIPE, folders, is_compiled=False, peers=Peers())
+    trainer = transformer_training.TransformerTrainer(RECIPE, folders, is_compiled=False, peers=Peers())
     pipeline = Pipeline(
         config=MODEL,
         transformer=model.transformer.requires_grad_(False),
@@ -154,7 +155,7 @@ def test_teacher_forcing_gives_the_logits_of_generation(folders: Folders, make_r
     both = [torch.cat(pair) for pair in zip(*codes, strict=True)]
     guided = torch.zeros(2, dtype=torch.bool)
     objective = transformer_training.Objective(model, max_text_length=12, is_compiled=False)
-    _, found = objective(transformer_training.Batch(ids, lengths, guided, both, torch.cat(targets)))
+    _, found = objective(transformer_training.TrainingBatch(ids, lengths, guided, both, torch.cat(targets)))
     torch.testing.assert_close(found, torch.stack(entropies).mean(dim=0), atol=1e-5, rtol=1e-4)
 
 
@@ -173,14 +174,12 @@ def test_exported_folder_runs_in_the_pipeline(exported: Path, make_request: Call
     assert "2 steps" in (exported / "README.md").read_text()
 
 
-def test_evaluation_prints_one_document(
-    folders: Folders, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluation_gives_one_document(folders: Folders, exported: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(exported, model)
     settings = EvaluationRecipe(num_prompts=6, batch_size=3)
-    train_emoji.evaluate(replace(RECIPE, evaluation=settings), folders, model)
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    found = evaluate(replace(RECIPE, evaluation=settings), folders, model)
+    assert json.loads(json.dumps(found)) == found
     fidelity = {"top1", "top5", "background", "pattern", "layout"}
     assert len(found["spread"]) == len(found["ssim_skip_median"]) == 3
     assert all(low <= high for low, high in found["spread"])
@@ -196,13 +195,13 @@ def test_restores_a_run_from_the_exported_folder(folders: Folders, exported: Pat
     again.run.mkdir()
     restore(RECIPE, again, exported)
     encode_latents(RECIPE, again)
-    trainer = transformer_training.Trainer(RECIPE, again, is_compiled=False, peers=Peers())
+    trainer = transformer_training.TransformerTrainer(RECIPE, again, is_compiled=False, peers=Peers())
     trainer.restore()
     assert trainer.step == trainer.first_cold_step == 2
     original = transformer_training.load_text_to_bits(RECIPE, folders)
     for a, b in zip(original.parameters(), trainer.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
-    vae = vae_training.Trainer(RECIPE, again, Peers())
+    vae = vae_training.VaeTrainer(RECIPE, again, Peers())
     vae.restore()
     for a, b in zip(load_exported_autoencoder(exported).parameters(), vae.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -242,7 +241,7 @@ def test_starts_from_anothers_checkpoints_with_words_matched_by_name(folders: Fo
     assert torch.equal(found[embeddings][rows["\u0120checkered"]], found[embeddings][rows["\u0120checked"]])
     assert found[embeddings][rows["\u0120panda"]].abs().sum() > 0
     # Its weights alone are a start for the bits of an autoencoder that has learned on.
-    vae = vae_training.Trainer(RECIPE, again, Peers())
+    vae = vae_training.VaeTrainer(RECIPE, again, Peers())
     vae.restore()
     vae.train_step(1.0, math.inf)
     vae.save()
@@ -250,7 +249,7 @@ def test_starts_from_anothers_checkpoints_with_words_matched_by_name(folders: Fo
     (again.run / "transformer.pt").unlink()
     restore(RECIPE, again, source, ("transformer",))
     transformer_training.check_encoder(again)
-    trainer = transformer_training.Trainer(RECIPE, again, is_compiled=False, peers=Peers())
+    trainer = transformer_training.TransformerTrainer(RECIPE, again, is_compiled=False, peers=Peers())
     trainer.restore()
     trainer.train_step(1.0, math.inf)
     assert trainer.step == 3
@@ -348,7 +347,7 @@ def test_refuses_parts_that_do_not_belong_together(folders: Folders, exported: P
     """A new encoder: neither its latents nor the transformer's weights fit it; what was exported stays."""
     again = Folders(packages=folders.packages, run=tmp_path / "run")
     shutil.copytree(folders.run, again.run)
-    vae = vae_training.Trainer(RECIPE, again, Peers())
+    vae = vae_training.VaeTrainer(RECIPE, again, Peers())
     vae.restore()
     vae.train_step(1.0, math.inf)
     vae.save()
@@ -387,11 +386,10 @@ def _fail_in_rank_one(peers: Peers) -> None:
 
 
 def test_a_stage_before_its_turn_is_told_in_one_sentence(
-    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["encode", "--packages", str(folders.packages), "--run", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["train_emoji", *arguments])
-    assert train_emoji.main() == 2
+    assert train_emoji.main(arguments) == 2
     assert capsys.readouterr().err == (
         f"error: {tmp_path}/vae.pt is not there: `python -m jobs.train_emoji vae` makes it\n"
     )
