@@ -25,7 +25,7 @@ MAX_ENCODING = 64
 PROGRESS_SECONDS = 1.0
 
 
-class Engine(Protocol):
+class EngineInterface(Protocol):
     """What a worker needs of `skipvar.engine.engine.Engine`."""
 
     def submit(self, requests: Sequence[Request]) -> None: ...
@@ -98,7 +98,7 @@ class Worker:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineInterface,
         read_requests: Callable[[Assignment], Iterable[Request | Failure]],
         open_writer: Callable[[Assignment], Writer],
         send: Callable[[ToDriver], None],

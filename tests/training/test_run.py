@@ -360,6 +360,23 @@ def test_refuses_parts_that_do_not_belong_together(folders: Folders, exported: P
     assert (exported / "vae.safetensors").read_bytes() == before
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_trains_on_a_gpu(packages: Path, tmp_path: Path) -> None:
+    """All stages in miniature on the device that `run_peers` finds, compiled and in bfloat16; then export as ever."""
+    folders = Folders(packages=packages, run=tmp_path / "run")
+    folders.run.mkdir()
+    short = RateSchedule(num_steps=3, decay_steps=1)
+    recipe = replace(
+        RECIPE, vae=replace(RECIPE.vae, schedule=short), transformer=replace(RECIPE.transformer, schedule=short)
+    )
+    vae_training.train_vae(recipe, folders, math.inf, num_processes=2)
+    encode_latents(recipe, folders)
+    transformer_training.train_transformer(recipe, folders, math.inf, num_processes=2, is_compiled=True)
+    export(recipe, folders, tmp_path / "model")
+    assert torch.load(folders.run / "transformer.pt")["step"] == 3
+
+
 def test_kinds_of_steps_follow_the_pattern_in_force() -> None:
     recipe = TransformerRecipe(patterns=((0, ("coarse", "full")), (4, ("full", "early", "full"))))
     assert [recipe.kind(step) for step in range(8)] == ["coarse", "full"] * 2 + ["early", "full", "full", "early"]
