@@ -39,7 +39,7 @@ _STRIPE_PERIOD = 11.0
 """Along a row; a diagonal stripe is this over the root of eight wide."""
 _DOT_PERIOD = 13.0
 _DOT_RADIUS = 3.2
-_CHECK_SIDE = 13.0
+_CHECK_SIDE = 10.0
 _CONFETTI_RADIUS = 2.2
 _NUM_CONFETTI = 70
 _PHASE = (0.3, 0.6)

@@ -45,7 +45,7 @@ class RateSchedule:
 class VaeRecipe:
     """How the autoencoder is trained."""
 
-    schedule: RateSchedule = RateSchedule(num_steps=14_000, decay_steps=2500)
+    schedule: RateSchedule = RateSchedule(num_steps=14_500, decay_steps=2500)
     batch_size: int = 8
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2e-3, adam_rate=1e-3, weight_decay=1e-3)
     ema_decay: float = 0.998
@@ -58,7 +58,7 @@ class VaeRecipe:
     reach (the sum over the scales of 1/sqrt(bits)), and one sign was all that such a cell could say."""
     layout_shares: tuple[float, ...] = (0.6, 0.8, 1.6)
     """Relative frequency of each layout's pictures: small objects are the hardest."""
-    truncated_share: float = 0.1
+    truncated_share: float = 0.04
     """Share of images decoded from a running sum that lacks the last one to three scales."""
     report_pictures: int = 24
     """Held-out pictures of each layout that a report measures."""
