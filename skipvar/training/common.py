@@ -23,7 +23,12 @@ class Folders:
     packages: Path
     """The two `npm pack` archives."""
     run: Path
-    """Checkpoints, latents, logs."""
+    """Checkpoints, latents, logs, and the weights' history."""
+
+    @property
+    def history(self) -> Path:
+        """A JSON list of sentences, for the card: where weights came from that this run did not make itself."""
+        return self.run / "history.json"
 
 
 class Trainer(Protocol):
@@ -109,6 +114,15 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
     if not path.exists():
         raise InputError(f"{path} is not there: `python -m jobs.train_emoji {stage}` makes it")
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_history(path: Path) -> list[str]:
+    """The sentences of `Folders.history` or of an exported record; none where there is no such file."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    sentences: list[str] = found["history"] if isinstance(found, dict) else found
+    return sentences
 
 
 def append_log(path: Path, record: dict[str, Any]) -> None:

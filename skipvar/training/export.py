@@ -16,7 +16,7 @@ from torch import Tensor
 from skipvar.errors import InputError
 from skipvar.model.identity import write_config
 from skipvar.training.backgrounds import BACKGROUNDS
-from skipvar.training.common import Folders, load_checkpoint
+from skipvar.training.common import Folders, load_checkpoint, read_history
 from skipvar.training.data import NAME_PACKAGE, PICTURE_PACKAGE
 from skipvar.training.objects import OBJECTS
 from skipvar.training.recipe import MODEL, Recipe
@@ -68,12 +68,13 @@ def load_exported_autoencoder(source: Path) -> Autoencoder:
 
 
 def _training_record(recipe: Recipe, folders: Folders) -> dict[str, Any]:
-    """Steps, samples and last losses of both networks."""
+    """Steps, samples and last losses of both networks, and what came before this run."""
     transformer = load_checkpoint(transformer_checkpoint(folders), "transformer")
     record: dict[str, Any] = {
         "seed": recipe.seed,
         "transformer": {"step": transformer["step"], "num_samples": transformer["num_samples"]},
         "vae": {"step": load_checkpoint(vae_checkpoint(folders), "vae")["step"]},
+        "history": read_history(folders.history),
     }
     for name, kinds in (("vae", ("psnr_1", "psnr_4", "psnr_9")), ("transformer", ("coarse", "early", "full"))):
         log = folders.run / f"{name}_log.jsonl"
@@ -91,12 +92,13 @@ pipeline_tag: text-to-image
 ---
 # emoji: a small next-scale text-to-image model
 
-Draws {num_objects} well-known objects in the style of Microsoft's Fluent emoji, 128x128 pixels, on one of
-{num_backgrounds} named backgrounds: one large, four or nine of them. It exists so that `skipvar` can be run, tested
-and measured without a GPU; it runs through the same code as Infinity. Made by `python -m jobs.train_emoji`.
+Draws {num_objects} well-known objects in the style of Microsoft's Fluent emoji, 128x128 pixels: one large, four or nine
+of them, on one of {num_backgrounds} named backgrounds (eight colours; plain, striped, dotted, checked, confetti). It
+exists so that `skipvar` can be run, tested and measured without a GPU; it runs through the same code as Infinity. Made
+by `python -m jobs.train_emoji`.
 
-- **Use it for** prompts such as `a large red apple on a blue background`, `four pandas on pink`, `nine small keys in a
-  grid on black`. Other words are accepted and mean nothing to it.
+- **Use it for** prompts such as `a large red apple on a blue background`, `four pandas on pink stripes`, `nine small
+  keys on a dotted black background`. Other words are accepted and mean nothing to it.
 - **Data**: npm `{pictures}` (Microsoft's Fluent emoji, MIT) for the pictures,
   npm `{names}` for the names. Nothing else; no photographs, no people.
 - **Networks**: a transformer of {depth} blocks, width {width}; a convolutional autoencoder (1/8 of the side, 32 bits a
@@ -105,6 +107,7 @@ and measured without a GPU; it runs through the same code as Infinity. Made by `
 - **Training** (seed {seed}): autoencoder {vae_steps} steps, PSNR on held-out compositions of one, four, nine objects:
   {psnr} dB. Transformer {steps} steps: {samples}.
   Cross-entropy per bit of each scale in training (with flipped bits and dropped text): {losses}.
+- **History**: {history}
 - **Measured** by `python -m jobs.train_emoji evaluate`; `samples.png` shows the first held-out prompts, by index.
 
 Objects: {objects}.
@@ -131,6 +134,7 @@ def model_card(recipe: Recipe, record: dict[str, Any]) -> str:
             f"{count} samples of the first {getattr(recipe.transformer, kind).num_scales} scales"
             for kind, count in transformer["num_samples"].items()
         ),
+        history=" ".join(record["history"]) or "made from nothing by one run.",
         losses=" ".join(f"{x:.3f}" for x in transformer["full"]),
         objects=", ".join(names[0][0] for names in OBJECTS.values()),
     )

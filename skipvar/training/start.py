@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from skipvar.errors import InputError
-from skipvar.training.common import Folders, append_log, load_checkpoint, save_checkpoint
+from skipvar.training.common import Folders, append_log, load_checkpoint, read_history, save_checkpoint
 from skipvar.training.export import load_exported_autoencoder
 from skipvar.training.recipe import Recipe
 from skipvar.training.text import build_tokenizer, match_embeddings
@@ -39,11 +39,21 @@ def restore(recipe: Recipe, folders: Folders, source: Path, parts: tuple[str, ..
     if "vae" in parts:
         start = _read_vae(source)
         _save_start(targets["vae"], start, folders.run / "vae_log.jsonl")
+        _remember(folders, source, "The autoencoder", start)
     if "transformer" in parts:
         start = _read_transformer(source)
         start.facts["encoder_sha256"] = encoder_sha256(load_autoencoder(folders).encoder)
         start.weights = _with_words_of(recipe, start, _read_vocabulary(source))
         _save_start(targets["transformer"], start, folders.run / "transformer_log.jsonl")
+        _remember(folders, source, "The transformer", start)
+
+
+def _remember(folders: Folders, source: Path, what: str, start: "_Start") -> None:
+    """The source's history and where it was left, for the card of what comes of it."""
+    known = read_history(folders.history)
+    earlier = [line for line in read_history(source / "training.json") if line not in known]
+    line = f"{what} goes on from step {start.facts['step']:,} of `{source.resolve().name}`."
+    folders.history.write_text(json.dumps([*known, *earlier, line], indent=1) + "\n")
 
 
 @dataclass

@@ -206,8 +206,12 @@ def test_restores_a_run_from_the_exported_folder(folders: Folders, exported: Pat
     for a, b in zip(load_exported_autoencoder(exported).parameters(), vae.model.parameters(), strict=True):
         assert torch.equal(a, b)
     export(RECIPE, again, tmp_path / "model")
-    for name in ("transformer.safetensors", "vae.safetensors", "training.json", "README.md"):
+    for name in ("transformer.safetensors", "vae.safetensors"):
         assert (tmp_path / "model" / name).read_bytes() == (exported / name).read_bytes(), name
+    record, before = (json.loads((folder / "training.json").read_text()) for folder in (tmp_path / "model", exported))
+    history = ["The autoencoder goes on from step 2 of `emoji`.", "The transformer goes on from step 2 of `emoji`."]
+    assert record == before | {"history": history} and before["history"] == []
+    assert " ".join(history) in (tmp_path / "model" / "README.md").read_text()
     with pytest.raises(InputError, match="overwrite"):
         restore(RECIPE, again, exported)
 
