@@ -221,12 +221,30 @@ class AuditConfig:
     """Share of images that are re-made under `base` from the same prefix, to measure SSIM (needs `skipvar[calibrate]`).
     They are drawn by a hash of the request; the policy must decide image by image."""
     min_ssim: float | None = None
-    """The floor that audited images are counted against in the report; null: none."""
+    """The floor that audited images are counted against; null: the certified policy's own, else none."""
+    alpha: float | None = None
+    """The promise that audits watch over: at most this share of images falls below the floor. null: the certified
+    policy's own; where that has none either, there is no alarm."""
+    delta: float | None = None
+    """How likely a promise that holds may ever raise an alarm; null: the certified policy's own, else 0.05."""
+    state: str | None = None
+    """What audits have counted, and the alarm: a folder or `s3://bucket/prefix` of its own, which several runs (nights)
+    share so that they add up. null: `_audit/` of the output, so that a run counts alone."""
+    on_alarm: Literal["warn", "base", "stop"] = "warn"
+    """warn: say so. base: make the units handed out after the alarm under `base`. stop: end in order (exit 4). An alarm
+    stands for all later runs with this state, until a person gives another one."""
 
     def __post_init__(self) -> None:
         require(is_within(self.fraction, 0, 1), "audit.fraction", self.fraction, "a number from 0 to 1")
         floor_ok = self.min_ssim is None or is_within(self.min_ssim, -1, 1)
         require(floor_ok, "audit.min_ssim", self.min_ssim, "null, or a number from -1 to 1")
+        for key in ("alpha", "delta"):
+            share = getattr(self, key)
+            share_ok = share is None or (is_within(share, 0, 1) and 0 < share < 1)
+            require(share_ok, f"audit.{key}", share, "null, or a number between 0 and 1")
+        if self.state is not None:
+            require(is_text(self.state), "audit.state", self.state, "null, a folder or s3://bucket/prefix")
+            check_scheme("audit.state", self.state)
 
 
 @dataclass(frozen=True, kw_only=True)

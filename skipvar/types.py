@@ -39,6 +39,8 @@ class Request:
     """Height / width, as asked."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The user's own columns, by their names in the input."""
+    is_base: bool = False
+    """Made under `base`, whatever a policy that decides image by image says, and not audited."""
 
     @property
     def key(self) -> RequestKey:
@@ -155,6 +157,8 @@ class UnitReport:
     strategies: Mapping[str, int]
     """Images made under each strategy."""
     seconds: float
+    audit_scores: tuple[float, ...] = ()
+    """SSIM to `base` of the images that were audited."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,8 @@ def _generate(arguments: argparse.Namespace) -> int:
 
         print(estimate(config))
         return 0
-    from skipvar.distributed.generate import generate, summary
+    from skipvar.distributed.generate import generate
+    from skipvar.distributed.outcome import summary
     from skipvar.distributed.stopping import StopSignal
 
     stop = StopSignal()

@@ -18,9 +18,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.report")
 
 
 def _report(options: argparse.Namespace) -> int:
-    from skipvar.report.page import write_report
+    from skipvar.report.page import REPORT, write_report
     from skipvar.shards.storage import open_storage
 
     storage = open_storage(options.output, StorageConfig(endpoint_url=options.endpoint_url, region=options.region))
-    print(write_report(storage))
+    write_report(storage)
+    print(f"{storage.uri}/{REPORT}")
     return 0

@@ -31,6 +31,8 @@ class Dispatcher:
         self._ahead: Unit | None = next(units, None)
         self._in_flight: dict[str, dict[int, Assignment]] = {}
         """By replica, by unit."""
+        self.is_base = False
+        """What is handed out from now on is made under `base`."""
 
     @property
     def has_work(self) -> bool:
@@ -66,6 +68,7 @@ class Dispatcher:
             assignment = Assignment(unit=self._ahead, attempt=1)
             self._ahead = next(self._fresh, None)
         if assignment is not None:
+            assignment = replace(assignment, is_base=self.is_base)
             self._in_flight.setdefault(replica, {})[assignment.unit.index] = assignment
         return assignment
 

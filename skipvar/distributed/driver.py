@@ -22,6 +22,7 @@ from skipvar.distributed.metrics import Metrics
 from skipvar.distributed.opening import OpenRun
 from skipvar.distributed.stopping import StopSignal
 from skipvar.errors import StoppedError
+from skipvar.quality.audit_book import AuditBook
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,10 @@ class Driver:
         run: OpenRun,
         metrics: Metrics,
         stop: StopSignal,
+        audits: AuditBook | None = None,
     ) -> None:
-        """`room` says how many replicas the cluster can hold."""
+        """`room` says how many replicas the cluster can hold; `audits` counts them, where something was promised."""
+        self._audits, self._is_alarmed = audits, False
         self._config, self._fleet, self._room, self._run = config, fleet, room, run
         self._metrics, self._stop = metrics, stop
         self._num_units_left = run.num_units
@@ -73,6 +76,7 @@ class Driver:
         Raises `StoppedError`, or the `SkipvarError` of the replica that met it.
         """
         while not self._dispatcher.is_done:
+            self._heed_audits()
             self._keep_fleet()
             for member, message in self._fleet.events(TICK_SECONDS):
                 self._handle(member, message)
@@ -161,12 +165,28 @@ class Driver:
         if (report := message.report) is not None:
             self._num_units_left -= 1
             self._metrics.published(report)
+            if self._audits is not None:
+                self._audits.add((report.unit, assignment.unit.retry), report.audit_scores)
             logger.debug("unit %d: %d images, %d failures", report.unit, report.num_images, report.num_failures)
             if not report.same_content:
                 logger.warning("Unit %d was published before with other content; that stays", report.unit)
         if assignment.is_alone:
             self._supply_all()
         self._supply(member)
+
+    def _heed_audits(self) -> None:
+        """Count what audits found, and act on their alarm once. What was handed out before it stays as it is."""
+        alarm = None if self._audits is None else self._audits.count()
+        if self._audits is None or alarm is None or self._is_alarmed:
+            return
+        self._is_alarmed = True
+        what = alarm.text(self._audits.promise)
+        if self._config.audit.on_alarm == "stop":
+            raise StoppedError(
+                f"{what}; the same command with audit.on_alarm=base (or warn) resumes it, or another audit.state."
+            )
+        self._dispatcher.is_base = self._config.audit.on_alarm == "base"
+        logger.warning("%s%s", what, "; from here on all is made under base" if self._dispatcher.is_base else "")
 
     def _lose(self, member: Member, loss: ReplicaLost) -> None:
         """Requeue what the replica had; the next round replaces it."""

@@ -57,7 +57,10 @@ def resolve_paths(config: RunConfig) -> RunConfig:
     head alone. The other paths of one that brings its folder along are left as they are: each node has it elsewhere.
     """
     if is_submitted():
-        check_output_stays(config.output.path, "under `ray job submit` it would vanish with the job's working folder")
+        why = "under `ray job submit` it would vanish with the job's working folder"
+        check_output_stays(config.output.path, why)
+        if config.audit.state is not None:
+            check_output_stays(config.audit.state, why, "audit.state")
     if brings_its_folder():
         return config
     inputs = config.input.path
@@ -68,6 +71,7 @@ def resolve_paths(config: RunConfig) -> RunConfig:
             config.input, path=[_absolute(p) for p in inputs] if isinstance(inputs, list) else _absolute(inputs)
         ),
         output=replace(config.output, path=_absolute(config.output.path)),
+        audit=replace(config.audit, state=_absolute(config.audit.state)),
         model=replace(
             model,
             path=model.path if (model.path or "").startswith("random:") else _absolute(model.path),
@@ -78,10 +82,10 @@ def resolve_paths(config: RunConfig) -> RunConfig:
     )
 
 
-def check_output_stays(path: str, why: str) -> None:
-    """Refuse a relative output path with `ConfigError`."""
+def check_output_stays(path: str, why: str, key: str = "output.path") -> None:
+    """Refuse a relative path of what a run writes with `ConfigError`."""
     if "://" not in path and not Path(path).expanduser().is_absolute():
-        raise ConfigError(f"output.path: {path} is relative, and {why}; give an absolute path or s3://bucket/prefix.")
+        raise ConfigError(f"{key}: {path} is relative, and {why}; give an absolute path or s3://bucket/prefix.")
 
 
 def _absolute(path: Any) -> Any:

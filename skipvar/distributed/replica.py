@@ -6,6 +6,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -23,7 +24,7 @@ from skipvar.distributed.messages import (
 )
 from skipvar.distributed.opening import WorkOrder
 from skipvar.distributed.prometheus import EngineMetrics
-from skipvar.distributed.worker import Worker, fail_poisoned
+from skipvar.distributed.worker import Worker, as_assigned
 from skipvar.engine.resolved import Resolved
 from skipvar.errors import SkipvarError
 from skipvar.shards.prompts import read_unit
@@ -81,10 +82,11 @@ class Replica:
         order = self._order
 
         def read(assignment: Assignment) -> Iterable[Request | Failure]:
-            return fail_poisoned(read_unit(assignment.unit, order.input), assignment)
+            return as_assigned(read_unit(assignment.unit, order.input), assignment)
 
         def open_writer(assignment: Assignment) -> UnitWriter:
-            return UnitWriter(assignment.unit, order.dataset, self.name, assignment.attempt, storage)
+            dataset = replace(order.dataset, policy="fixed:base") if assignment.is_base else order.dataset
+            return UnitWriter(assignment.unit, dataset, self.name, assignment.attempt, storage)
 
         return Worker(
             engine,

@@ -290,11 +290,11 @@ class ReplicaDiedError(Exception):
     """Stands in the error table for a request that kills its replica."""
 
 
-def fail_poisoned(items: Iterable[Request | Failure], assignment: Assignment) -> Iterable[Request | Failure]:
-    """The unit's requests, with the poisoned ones as failures."""
+def as_assigned(items: Iterable[Request | Failure], assignment: Assignment) -> Iterable[Request | Failure]:
+    """The unit's requests as they are to be made, with the poisoned ones as failures."""
     for item in items:
         if isinstance(item, Request) and item.key in assignment.poisoned:
             failure = Failure.of(item, ReplicaDiedError(assignment.poisoned[item.key]))
             yield replace(failure, attempts=assignment.attempt)
         else:
-            yield item
+            yield replace(item, is_base=True) if assignment.is_base and isinstance(item, Request) else item

@@ -18,7 +18,7 @@ from skipvar.engine.sampler import WorkingBatch
 from skipvar.engine.state import ImageState, Snapshot
 from skipvar.engine.statistics import BatchCount, EngineStatistics
 from skipvar.errors import ModelError, RowError
-from skipvar.skip.policy import Policy
+from skipvar.skip.policy import Decision, Policy
 from skipvar.skip.strategy import make_strategy
 from skipvar.types import Failure, Image, Request, RequestKey
 
@@ -153,7 +153,7 @@ class Engine:
         with self._timed("probe", working.images):
             probes = self._runner.probe(working, self._decision_scale, self.policy.grid_scale)
         for image, probe in zip(working.images, probes, strict=True):
-            decision = self.policy.decide(image.request, probe)
+            decision = Decision("base") if image.request.is_base else self.policy.decide(image.request, probe)
             image.probe, image.scores = probe, decision.scores
             image.strategy = make_strategy(decision.strategy, image.schedule.num_scales)
 
@@ -173,7 +173,7 @@ class Engine:
         return batch.items
 
     def _is_drawn(self, request: Request) -> bool:
-        return self.audit_rule is not None and self.audit_rule.is_audited(request)
+        return self.audit_rule is not None and not request.is_base and self.audit_rule.is_audited(request)
 
     def _finish(self, image: ImageState, pixels: np.ndarray) -> Image | None:
         """The result of a decoded image; None of one that is to be made under `base` as well: it is queued for that."""

@@ -1,7 +1,7 @@
 """Everything that was `auto` or had to be looked up, once, before any model is loaded: `Resolved`. No torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
@@ -13,7 +13,7 @@ from skipvar.model.config import ModelConfig
 from skipvar.model.device import Device, Dtype, find_device, find_dtype
 from skipvar.model.identity import Files, LocalFiles, config_sha256, identify
 from skipvar.model.schedules import Schedule, find_schedule
-from skipvar.skip.policy import ModelFacts, Policy, load_policy
+from skipvar.skip.policy import CertifiedPolicy, ModelFacts, Policy, Promise, load_policy
 from skipvar.skip.strategy import STRATEGY_NAMES, default_decision_scale, make_strategy
 
 ELEMENT_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
@@ -38,6 +38,8 @@ class Resolved:
     """Images in a batch, at most; None: from the model's tokens. A replica with too little memory lowers it."""
     pool_images: int | None
     """Images that may wait in buckets; None: enough for full batches."""
+    promise: Promise | None = None
+    """What audits watch over; None: nothing is audited, or nothing was promised."""
 
     @cached_property
     def schedules(self) -> tuple[Schedule, ...]:
@@ -98,6 +100,7 @@ class Resolved:
             "batch_size": self.batch_size,
             "pool_images": self.pool_images,
             "batch_invariant": self.batch_invariant,
+            "promise": None if self.promise is None else asdict(self.promise),
         }
 
 
@@ -129,31 +132,47 @@ def resolve(config: RunConfig, files: Files | None = None, device: Device | None
     dtype = find_dtype(config.model.dtype, device)
     cfg, tau = (_per_scale(value, num_scales) for value in (config.sampling.cfg, config.sampling.tau))
     facts = ModelFacts(identity.config.name, num_scales, identity.weights_sha256, cfg=cfg, tau=tau, dtype=dtype)
-    resolved = Resolved(
+    policy = load_policy(config.policy, facts, force=config.policy_force, read=files.read)
+    return Resolved(
         model=identity.config,
         weights_sha256=identity.weights_sha256,
         size=size,
         guidance_layers=layers,
-        policy=load_policy(config.policy, facts, force=config.policy_force, read=files.read),
+        policy=policy,
         device=device,
         dtype=dtype,
         batch_invariant=_batch_invariant(config, device),
         fixed_shapes=config.engine.fixed_shapes,
         batch_size=_number(config.engine.batch_size),
         pool_images=_number(config.engine.pool_images),
+        promise=_audited_promise(config, policy),
     )
-    _check_audit(config, resolved.policy)
-    return resolved
 
 
-def _check_audit(config: RunConfig, policy: Policy) -> None:
-    if config.audit.fraction and policy.known_strategy is not None:
+DEFAULT_DELTA = 0.05
+
+
+def _audited_promise(config: RunConfig, policy: Policy) -> Promise | None:
+    """What the audits of a run watch over: the configuration's words, else the certified policy's."""
+    audit = config.audit
+    if not audit.fraction:
+        return None
+    if policy.known_strategy is not None:
         raise ConfigError(
-            f"audit.fraction {config.audit.fraction}: policy {policy.name} decides nothing image by image; audits need "
+            f"audit.fraction {audit.fraction}: policy {policy.name} decides nothing image by image; audits need "
             "a policy file or spread, give one or audit.fraction=0"
         )
-    if config.audit.fraction and find_spec("torchmetrics") is None:
+    if find_spec("torchmetrics") is None:
         raise ConfigError("audit.fraction needs torchmetrics; pip install 'skipvar[calibrate]', or give 0")
+    own = policy.promise if isinstance(policy, CertifiedPolicy) else None
+    own_floor, own_alpha, own_delta = (own.floor, own.alpha, own.delta) if own else (None, None, DEFAULT_DELTA)
+    floor = own_floor if audit.min_ssim is None else audit.min_ssim
+    alpha = audit.alpha or own_alpha
+    if alpha is None:
+        return None
+    if floor is None:
+        raise ConfigError("audit.alpha promises a share of images under a floor: give that as audit.min_ssim")
+    return Promise(floor, alpha, audit.delta or own_delta)
 
 
 def _per_scale(value: Any, num_scales: int) -> tuple[float, ...] | None:

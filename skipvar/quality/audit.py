@@ -1,12 +1,11 @@
-"""Audits: which images of a run are measured against `base`, what they say together, and when to raise an alarm.
+"""Audits: which images of a run are measured against `base`, and what they say together.
 
 The alarm is an e-process for "at most a share alpha of images falls below the floor": a mixture of constant bets
 (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting", arXiv 2010.09686, section 4).
 Betting that the share is p multiplies the wealth by p / alpha for a miss and by (1 - p) / (1 - alpha) else; while the
 share is at most alpha no bet with p > alpha gains on average, so the wealth of all of them together ever reaches
-1 / delta with a chance of at most delta (Ville). For a finite mixture the wealth depends on two counts alone, not on
-the order in which units were published. That is why nothing is kept beside the dataset: the counts are read off the
-`audit_ssim` columns of what is published, each request once, so a killed and resumed run counts every image once.
+1 / delta with a chance of at most delta (Ville). For a finite mixture the wealth depends on two counts alone. Who
+counts, in which order, and acts on the alarm, is `skipvar.quality.audit_book`.
 """
 
 import hashlib
@@ -15,11 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from skipvar.shards.storage import Storage
-from skipvar.shards.unitfile import DATA, parse_data_name
-from skipvar.types import Request, RequestKey
+from skipvar.types import Request
 
 _NUM_BETS = 64
 _Z95 = 1.959964
@@ -58,47 +54,48 @@ class AuditResult:
     images: int
     mean_ssim: float | None
     """None where no image was audited; so are the next two."""
+    mean_interval: tuple[float, float] | None
+    """95%, of the mean, by its standard error."""
     fifth_percentile: float | None
     floor: float | None
     misses: int
     """Audited images under the floor; 0 where there is no floor."""
     interval: tuple[float, float]
     """95%, of the share under the floor."""
-    alpha: float | None = None
-    wealth: float = 1.0
-    is_alarm: bool = False
-    """The wealth has reached 1 / delta: the promise does not hold."""
+
+    @property
+    def share(self) -> float:
+        """Of audited images under the floor."""
+        return self.misses / self.images if self.images else 0.0
+
+    def text(self) -> str:
+        """For a person, in one line."""
+        if self.mean_ssim is None or self.mean_interval is None:
+            return "no image was audited"
+        low, high = self.mean_interval
+        said = (
+            f"{self.images} images re-made under base: mean SSIM {self.mean_ssim:.3f} (95%: {low:.3f} to {high:.3f}), "
+            f"5th percentile {self.fifth_percentile:.3f}"
+        )
+        if self.floor is None:
+            return said
+        ends = " to ".join(f"{100 * end:.1f}" for end in self.interval)
+        return f"{said}, {100 * self.share:.1f}% under {self.floor:g} (95%: {ends}%)"
 
 
-def summarize(
-    scores: Iterable[float], floor: float | None, alpha: float | None = None, delta: float = 0.05
-) -> AuditResult:
-    """From the SSIM of each audited image. Without a floor there is no share, without an alpha no alarm."""
+def summarize(scores: Iterable[float], floor: float | None) -> AuditResult:
+    """From the SSIM of each audited image. Without a floor there is no share."""
     values = np.fromiter(scores, float)
     count = len(values)
     misses = 0 if floor is None else int((values < floor).sum())
-    found = 1.0 if alpha is None or floor is None else wealth(count, misses, alpha)
+    mean = float(values.mean()) if count else None
+    half = _Z95 * float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else 0.0
     return AuditResult(
         images=count,
-        mean_ssim=float(values.mean()) if count else None,
+        mean_ssim=mean,
+        mean_interval=None if mean is None else (mean - half, min(1.0, mean + half)),
         fifth_percentile=float(np.percentile(values, 5)) if count else None,
         floor=floor,
         misses=misses,
         interval=share_interval(misses, count if floor is not None else 0),
-        alpha=alpha,
-        wealth=found,
-        is_alarm=found >= 1 / delta,
     )
-
-
-def read_scores(storage: Storage) -> dict[RequestKey, float]:
-    """The SSIM of every audited image that is published, each request once, whatever was killed or resumed."""
-    scores: dict[RequestKey, float] = {}
-    for entry in storage.list(DATA):
-        if parse_data_name(entry.name) is None:
-            continue
-        with storage.open(entry.name) as file:
-            table = pq.read_table(file, columns=["position", "image_index", "audit_ssim"])
-        for row in table.filter(table["audit_ssim"].is_valid()).to_pylist():
-            scores[row["position"], row["image_index"]] = row["audit_ssim"]
-    return scores

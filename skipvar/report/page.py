@@ -41,10 +41,11 @@ class Chart:
     margin: int = _MARGIN
 
 
-def write_report(storage: Storage, ending: Mapping[str, Any] | None = None) -> str:
-    """Put the report beside the dataset; returns its uri. `ending`: as in `gather`. Raises `StorageError`."""
-    storage.replace(REPORT, render(gather(storage, ending)).encode())
-    return f"{storage.uri}/{REPORT}"
+def write_report(storage: Storage, ending: Mapping[str, Any] | None = None) -> RunFacts:
+    """Put the report beside the dataset; returns what it tells. `ending`: as in `gather`. Raises `StorageError`."""
+    facts = gather(storage, ending)
+    storage.replace(REPORT, render(facts).encode())
+    return facts
 
 
 def render(facts: RunFacts) -> str:

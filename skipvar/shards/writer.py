@@ -85,6 +85,7 @@ class UnitWriter:
         self._rows: dict[RequestKey, dict[str, Any]] = {}
         self._failures: dict[RequestKey, Failure] = {}
         self._strategies: Counter[str] = Counter()
+        self._audit_scores: list[float] = []
         self._lock = threading.Lock()
         self._started = time.monotonic()
 
@@ -100,6 +101,8 @@ class UnitWriter:
             self._check_new(item.request.key)
             self._rows[item.request.key] = row
             self._strategies[item.strategy] += 1
+            if item.audit_ssim is not None:
+                self._audit_scores.append(item.audit_ssim)
 
     def publish(self) -> UnitReport:
         """Write the errors, then the data file, unless another worker published the unit: that is success too.
@@ -116,7 +119,7 @@ class UnitWriter:
         there = not self._storage.put_if_absent(name, data)
         published = self._published(name) if there else footer
         same = published.content_hash == footer.content_hash
-        strategies = dict(self._strategies) if same else self._published_strategies(name)
+        strategies, scores = (dict(self._strategies), self._audit_scores) if same else self._published_rows(name)
         if not same:
             logger.warning("%s was published by another worker with other content", name)
         return UnitReport(
@@ -129,6 +132,7 @@ class UnitWriter:
             same_content=same,
             strategies=strategies,
             seconds=time.monotonic() - self._started,
+            audit_scores=tuple(scores),
         )
 
     def _check_new(self, key: RequestKey) -> None:
@@ -233,7 +237,8 @@ class UnitWriter:
             )
         return footer
 
-    def _published_strategies(self, name: str) -> dict[str, int]:
+    def _published_rows(self, name: str) -> tuple[dict[str, int], list[float]]:
+        """Strategies and audits of what another worker published."""
         with self._storage.open(name) as file:
-            column = pq.read_table(file, columns=["strategy"]).column("strategy")
-        return dict(Counter(column.to_pylist()))
+            table = pq.read_table(file, columns=["strategy", "audit_ssim"])
+        return dict(Counter(table["strategy"].to_pylist())), table["audit_ssim"].drop_null().to_pylist()

@@ -177,6 +177,17 @@ def check_spec(spec: str | None) -> None:
 
 
 @dataclass(frozen=True)
+class Promise:
+    """At most a share of images falls below an SSIM floor; tested, or watched over, at an error level."""
+
+    floor: float
+    alpha: float
+    """The share, in (0, 1)."""
+    delta: float
+    """The chance of a wrong verdict, in (0, 1)."""
+
+
+@dataclass(frozen=True)
 class CertifiedPolicy:
     """The cheapest strategy whose chance of staying above an SSIM floor passes a tested threshold; else `base`."""
 
@@ -188,6 +199,7 @@ class CertifiedPolicy:
     cfg: tuple[float, ...]
     """Of each scale: what the promise was tested with. A row with other settings of its own is made under `base`."""
     tau: tuple[float, ...]
+    promise: Promise
     known_strategy: None = None
 
     @property
@@ -290,7 +302,12 @@ def _policy_of(content: Mapping[str, Any], content_hash: str, decision_scale: in
     table = table_from_json(content["chances"])
     for strategy in table.chances:
         make_strategy(strategy, int(fitted_for["num_scales"]))
-    return CertifiedPolicy(name, content_hash, decision_scale, grid_scale, table, cfg, tau)
+    floor, alpha, delta = (float(content["certificate"][key]) for key in ("ssim_floor", "alpha", "delta"))
+    if not (0 < alpha < 1 and 0 < delta < 1):
+        raise ValueError("certificate: alpha and delta must be between 0 and 1")
+    return CertifiedPolicy(
+        name, content_hash, decision_scale, grid_scale, table, cfg, tau, Promise(floor, alpha, delta)
+    )
 
 
 def stage_from_json(content: Mapping[str, Any]) -> LogisticStage:

@@ -51,7 +51,7 @@ class FakeEngine:
         assert flush or len(bucket) >= self.batch_size
         batch, self.buckets[name] = bucket[: self.batch_size], bucket[self.batch_size :]
         self.fills.append(len(batch))
-        return [self._make(request, name) for request in batch]
+        return [self._make(request, "base" if request.is_base else name) for request in batch]
 
     @property
     def report(self) -> DeviceReport:
@@ -152,3 +152,15 @@ def build_no_engine(config: object, resolved: object) -> FakeEngine:
 
 def build_dying_engine(config: object, resolved: object) -> FakeEngine:
     os._exit(1)
+
+
+class DriftedEngine(FakeEngine):
+    """Audits every image that the policy decided; none is like `base`."""
+
+    def _make(self, request: Request, strategy: str) -> Image | Failure:
+        made = super()._make(request, strategy)
+        return made if request.is_base or isinstance(made, Failure) else replace(made, audit_ssim=0.5)
+
+
+def build_drifted_engine(config: object, resolved: object) -> FakeEngine:
+    return DriftedEngine(step_seconds=0.1)

@@ -260,6 +260,6 @@ def test_the_end_of_the_budget_is_resumable_and_counts_all_sessions(make_config)
     assert last.exit_code == 0 and last.counts["cost"]["usd"] > spent
     record = json.loads((Path(config.output.path) / "_run.json").read_text())
     assert record["counts"]["cost"] == last.counts["cost"]
-    from skipvar.distributed.generate import summary
+    from skipvar.distributed.outcome import summary
 
     assert "cost: " in summary(last)

@@ -10,7 +10,7 @@ from fakes import FakeEngine, FakeWriter, make_request
 from twin import make_units
 
 from skipvar.distributed.messages import Assignment, Progress, Stop, Supply, ToDriver, UnitDone
-from skipvar.distributed.worker import Worker, fail_poisoned
+from skipvar.distributed.worker import Worker, as_assigned
 from skipvar.errors import InputError, StorageError
 from skipvar.types import Failure, Image, Request, Unit, UnitReport
 
@@ -27,7 +27,7 @@ def assignment(
 
 def read(given: Assignment) -> Iterable[Request | Failure]:
     first = given.unit.first_position
-    return fail_poisoned((make_request(first + row) for row in range(given.unit.num_rows)), given)
+    return as_assigned((make_request(first + row) for row in range(given.unit.num_rows)), given)
 
 
 def read_some_bad(given: Assignment) -> Iterable[Request | Failure]:

@@ -16,6 +16,7 @@ from skipvar.engine.twin import generate_one
 from skipvar.errors import ConfigError
 from skipvar.local import build_local_engine
 from skipvar.quality.similarity import ssim
+from skipvar.skip.policy import CertifiedPolicy, Promise
 from skipvar.types import Image, Request
 
 COUNT = 14
@@ -91,3 +92,36 @@ def test_the_configuration_s_share_is_drawn(run_config: Callable[..., RunConfig]
 def test_a_policy_that_decides_nothing_is_not_audited(run_config: Callable[..., RunConfig]) -> None:
     with pytest.raises(ConfigError, match="decides nothing image by image"):
         resolve(replace(run_config("fixed:skip_2"), audit=AuditConfig(fraction=0.1)))
+
+
+def test_a_request_under_an_alarm_is_made_under_base_and_not_audited(
+    run_config: Callable[..., RunConfig], requests: list[Request]
+) -> None:
+    """Beside others in one engine; its pixels are those of `base`, whatever the policy would say."""
+    engine = audited_engine(run_config(batch_size=4), lambda request: True)
+    made = run(engine, [replace(request, is_base=request.position % 2 == 0) for request in requests])
+    for position, image in made.items():
+        if position % 2 == 0:
+            assert image.strategy == "base" and image.audit_ssim is None and image.cost_share == 1
+            assert np.array_equal(image.pixels, generate_one(engine.pipeline, requests[position], "base").pixels)
+        else:
+            assert image.audit_ssim is not None
+    assert len({image.strategy for image in made.values()}) >= 3
+
+
+def promised(run_config: Callable[..., RunConfig], **audit: float) -> Promise | None:
+    return resolve(replace(run_config(), audit=AuditConfig(**audit))).promise  # type: ignore[arg-type]
+
+
+def test_the_promise_comes_from_the_configuration_or_the_certified_policy(
+    run_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert promised(run_config, fraction=0.5, min_ssim=0.8) is None and promised(run_config, alpha=0.1) is None
+    assert promised(run_config, fraction=0.5, min_ssim=0.8, alpha=0.1) == Promise(0.8, 0.1, 0.05)
+    with pytest.raises(ConfigError, match=r"give that as audit\.min_ssim"):
+        promised(run_config, fraction=0.5, alpha=0.1)
+    own = Promise(0.88, 0.07, 0.02)
+    certified = CertifiedPolicy("c", "c", 5, 4, None, (), (), own)  # type: ignore[arg-type]
+    monkeypatch.setattr("skipvar.engine.resolved.load_policy", lambda *_, **__: certified)
+    assert promised(run_config, fraction=0.5) == own
+    assert promised(run_config, fraction=0.5, alpha=0.2, min_ssim=0.5, delta=0.1) == Promise(0.5, 0.2, 0.1)

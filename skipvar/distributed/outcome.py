@@ -1,0 +1,146 @@
+"""How a run ended: what its output holds, said in `_run.json`, in pictures and pages, in words, and by an exit code."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from skipvar.distributed.metrics import Metrics
+from skipvar.distributed.opening import OpenRun
+from skipvar.engine.statistics import merge_statistics
+from skipvar.errors import SkipvarError
+from skipvar.quality.audit import AuditResult
+from skipvar.quality.audit_book import AuditBook
+from skipvar.report.gather import RunFacts
+from skipvar.report.page import REPORT, write_report
+from skipvar.report.sheet import write_sheet
+from skipvar.shards.ledger import State
+from skipvar.shards.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+Shown = TypeVar("Shown")
+
+EXIT_ALL_ROWS, EXIT_ERROR_ROWS, EXIT_STOPPED = 0, 3, 4
+SHEET = "preview.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    exit_code: int
+    state: str
+    output: str
+    counts: dict[str, Any]
+    """Requests, images and errors of the dataset; strategies and statistics of this session."""
+    reason: str | None = None
+    """Why it was stopped."""
+    audit: AuditResult | None = None
+    """What the audited images say; None where the page that tells it could not be made."""
+    alarm: str | None = None
+    """The audit's alarm, in a sentence."""
+    has_report: bool = False
+
+
+def conclude(
+    run: OpenRun,
+    metrics: Metrics,
+    statistics: list[dict[str, Any]],
+    error: SkipvarError | None,
+    audits: AuditBook | None,
+    *,
+    before: dict[str, Any] | None = None,
+) -> Outcome:
+    """Count what the output holds, record how the run ended, and say so by an exit code.
+
+    `statistics` are those of this session's engines, `before` those of the earlier sessions that ended in order.
+    """
+    engines = statistics if before is None else [before, *statistics]
+    counts: dict[str, Any] = {
+        "requests": run.plan.num_requests,
+        "session_images": metrics.num_images,
+        "session_errors": metrics.num_failures,
+        "session_seconds": round(metrics.seconds, 1),
+        "strategies": dict(metrics.strategies),
+        "differing_units": metrics.num_differing_units,
+        "replicas": len(statistics),
+        "engine": merge_statistics(engines) if engines else None,
+        "cost": metrics.cost.to_dict(metrics.num_images),
+        "audit_state": None if audits is None else audits.to_dict(),
+    }
+    reason = None if error is None else str(error)
+    state: State = "stopped"
+    facts: RunFacts | None = None
+    try:
+        if reason is None:
+            num_left = run.plan.num_units - len(run.ledger.done_units())
+            if num_left:
+                reason = f"{num_left} of {run.plan.num_units} units are not made yet; run again without retry_errors."
+            else:
+                counts["errors"] = run.ledger.num_errors()
+                counts["images"] = counts["requests"] - counts["errors"]
+                state = "finished_with_errors" if counts["errors"] else "finished"
+                _warned(lambda: write_sheet(run.storage, SHEET))
+                facts = _report(run.storage, state, counts)
+                counts["audit"] = None if facts is None else asdict(facts.audit)
+        run.ledger.finish(state, counts)
+        if state == "stopped" and metrics.num_units:  # after its last word: whoever stops it may not wait long
+            facts = _report(run.storage, state, counts)
+    except SkipvarError as trouble:
+        reason, state = reason or str(trouble), "stopped"
+    code = {"stopped": EXIT_STOPPED, "finished_with_errors": EXIT_ERROR_ROWS, "finished": EXIT_ALL_ROWS}[state]
+    return Outcome(
+        exit_code=code,
+        state=state,
+        output=run.storage.uri,
+        counts=counts,
+        reason=reason,
+        audit=None if facts is None else facts.audit,
+        alarm=None if audits is None or audits.alarm is None else audits.alarm.text(audits.promise),
+        has_report=facts is not None,
+    )
+
+
+def _report(storage: Storage, state: State, counts: Mapping[str, Any]) -> RunFacts | None:
+    """Write the page of a run that is about to end; what it tells. None where that failed."""
+    ended_at = datetime.now(UTC).isoformat(timespec="seconds")
+    return _warned(lambda: write_report(storage, {"state": state, "counts": counts, "ended_at": ended_at}))
+
+
+def _warned(show: Callable[[], Shown]) -> Shown | None:
+    """What `show` gives. The dataset is whole without pictures and pages: what fails here is a warning."""
+    try:
+        return show()
+    except Exception as error:
+        logger.warning("A picture or page of the run could not be made: %s", error)
+        return None
+
+
+def summary(outcome: Outcome) -> str:
+    """What a person wants to know at the end: how much, where it is, how to open it, the mix of strategies."""
+    counts, path = outcome.counts, outcome.output
+    made, seconds = counts["session_images"], counts["session_seconds"]
+    lines = [f"{outcome.state}: {made} images in {seconds:.0f} s ({made / max(seconds, 0.1):.2f} images/s)"]
+    if counts["session_errors"] or counts.get("errors"):
+        lines.append(f"errors: {counts['session_errors']} now, {counts.get('errors', '?')} in all, see {path}/errors/")
+    mix = ", ".join(f"{name} {count}" for name, count in sorted(counts["strategies"].items()))
+    lines.append(f"strategies: {mix or 'none made in this session'}")
+    if counts["cost"]["usd"] is not None:
+        each = counts["cost"]["usd_per_image"]
+        lines.append(f"cost: {counts['cost']['usd']:.2f} USD" + (f", {each:.2g} an image" if each else ""))
+    if outcome.audit is not None and outcome.audit.images:
+        lines.append(f"audit: {outcome.audit.text()}")
+    if outcome.alarm is not None and outcome.alarm not in (outcome.reason or ""):
+        lines.append(outcome.alarm)
+    if outcome.reason:
+        lines.append(f"reason: {outcome.reason}")
+    else:
+        lines.append(f"contact sheet: {path}/{SHEET}")
+    lines.append(f"dataset: {path}")
+    loader = f"load_dataset('parquet', data_files='{path}/data/*.parquet', split='train')"
+    lines.append(f'open it: python -c "from datasets import load_dataset; print({loader})"')
+    if outcome.has_report:
+        lines.append(f"report: {path}/{REPORT}")
+    return "\n".join(lines)
