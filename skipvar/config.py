@@ -203,6 +203,8 @@ class ClusterConfig:
     replica_timeout_seconds: float = 900.0
     """A replica at work that shows neither a step nor a publication for so long is killed, and its units made again.
     More than `storage.retry_seconds`, or an endpoint that is gone for a while costs replicas."""
+    grace_seconds: float = 30.0
+    """How long replicas may take to publish what is complete when a run is stopped; then they are ended."""
 
     def __post_init__(self) -> None:
         address_ok = self.address in ("auto", "local") or re.fullmatch(r"[\w.\-\[\]:]+:\d+", self.address) is not None
@@ -210,6 +212,7 @@ class ClusterConfig:
         check_whole("cluster.cpus_per_replica", self.cpus_per_replica, 1, INT32_MAX)
         timeout = self.replica_timeout_seconds
         require(timeout > 0, "cluster.replica_timeout_seconds", timeout, "a number of seconds above 0")
+        check_seconds("cluster.grace_seconds", self.grace_seconds, can_be_zero=True)
         gpus = self.gpus_per_replica
         gpus_ok = gpus == "auto" or is_within(gpus, 0, 1) or (is_within(gpus, 1, INT32_MAX) and gpus == int(gpus))
         require(gpus_ok, "cluster.gpus_per_replica", gpus, "auto, a share from 0 to 1, or a whole number")

@@ -100,6 +100,7 @@ class Driver:
             case ReplicaLost():
                 self._lose(member, message)
             case RunFailed():
+                self._fleet.drop(member)  # it says no more
                 raise message.error
 
     def _start(self, member: Member, message: Started) -> None:

@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 EXIT_USAGE = 2
 LAST_RETRY_SECONDS = 5.0
 RELEASE_SECONDS = 10.0
-STOP_SECONDS = 30.0
-"""How long replicas may take to publish what is complete when a run is stopped."""
 
 
 def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory = build_local_engine) -> Outcome:
@@ -60,7 +58,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
                 fleet = Fleet(cluster, partial(engine_factory, config, resolved), run.order())
                 try:
                     error = _told(Driver(config, fleet, cluster.room, run, metrics, stop, audits).run)
-                    statistics = _end(fleet, metrics)
+                    statistics = _end(fleet, metrics, config.cluster.grace_seconds)
                 finally:
                     for member in list(fleet.members):
                         fleet.drop(member)
@@ -105,10 +103,10 @@ def _open_audits(config: RunConfig, resolved: Resolved, run: OpenRun) -> tuple[A
         return None, error
 
 
-def _end(fleet: Fleet, metrics: Metrics) -> list[dict[str, Any]]:
+def _end(fleet: Fleet, metrics: Metrics, grace_seconds: float) -> list[dict[str, Any]]:
     """End the replicas; counts what they still published and returns their engines' statistics."""
     statistics = []
-    for _, message in fleet.stop(STOP_SECONDS):
+    for _, message in fleet.stop(grace_seconds):
         if isinstance(message, UnitDone) and message.report is not None:
             metrics.published(message.report)
         elif isinstance(message, Stopped):

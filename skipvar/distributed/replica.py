@@ -71,7 +71,9 @@ class Replica:
                 self._worker = self._make_worker(engine, storage)
                 self._outbox.put(Started(report=engine.report, wanted_requests=self._worker.wanted_requests))
                 self._worker.run()
-                self._outbox.put(Stopped(statistics=engine.statistics.to_dict()))
+            self._outbox.put(
+                Stopped(statistics=engine.statistics.to_dict())
+            )  # its log is closed: the driver ends it now
         except SkipvarError as error:
             self._outbox.put(RunFailed(error=error))
         except BaseException as error:
