@@ -6,7 +6,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev run verify test test-faults coverage lint format lock parity bench bench-plan bench-driver \
-    certify-check train-emoji clean
+    calibrate certify-check train-emoji clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -58,7 +58,10 @@ bench-plan: .venv/setup ## Memory of planning a run over 10 million prompts
 bench-driver: .venv/setup ## The driver's cost for a million units on 1,000 simulated replicas
 	$(BIN)/python -m jobs.bench driver $(ARGS)
 
-certify-check: .venv/setup-dev ## Do certified policies keep their promise? Many splits of outputs/trials.jsonl
+calibrate: .venv/setup-dev ## Make trials of the embedded model and fit its policies into conf/policies
+	OMP_WAIT_POLICY=passive $(BIN)/python -m jobs.calibrate conf/calibrate.yaml $(ARGS)
+
+certify-check: .venv/setup-dev ## Do certified policies keep their promise? Many splits of what `make calibrate` made
 	OMP_WAIT_POLICY=passive $(BIN)/python -m jobs.certify_check conf/calibrate.yaml $(ARGS)
 
 train-emoji: .venv/setup-dev ## Train the embedded model from nothing (hours)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from skipvar.config import ModelSection, RunConfig, StorageConfig
 from skipvar.engine.resolved import Resolved, resolve
 from skipvar.shards.cache import StoredFiles, fetch
+from skipvar.skip.policy import TRIALS
 
 if TYPE_CHECKING:
     from skipvar.engine.engine import Engine
@@ -26,7 +27,13 @@ def build_local_engine(config: RunConfig, resolved: Resolved | None = None) -> "
 
     torch.set_num_threads(config.cluster.cpus_per_replica)
     resolved = resolved or resolve(config, StoredFiles(config.storage))
-    engine = build_engine(replace(config, model=_with_local_files(config.model, config.storage)), resolved)
+    rule = None
+    if resolved.policy.name == TRIALS:
+        from skipvar.engine.trials import TrialRule
+        from skipvar.quality.similarity import psnr, ssim
+
+        rule = TrialRule(ssim, psnr)
+    engine = build_engine(replace(config, model=_with_local_files(config.model, config.storage)), resolved, rule)
     if fraction := config.audit.fraction:
         from skipvar.engine.audit import AuditRule
         from skipvar.quality.audit import is_audited

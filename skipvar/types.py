@@ -57,6 +57,35 @@ class Probe:
     """Share of the spectrum's amplitude beyond 0.4 of the half side, in [0, 1]."""
 
 
+LATENT_NAMES = ("latent_change", "latent_change_before", "latent_gradient", "latent_fft_ratio", "latent_sobel_change")
+"""What `skipvar.skip.probe.latent_numbers` tells of the running code sum, without any decoding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialProbe:
+    """The probe of a trial as it is at one decision scale and one grid, and what taking it cost."""
+
+    decision_scale: int
+    grid_scale: int
+    probe: Probe
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What came of making one image under every strategy from one prefix."""
+
+    ssim: Mapping[str, float]
+    """Of each strategy's image to the one of `base`; so is `psnr`."""
+    psnr: Mapping[str, float | None]
+    """In dB; None where no pixel differs."""
+    seconds: Mapping[str, float]
+    """Of each strategy: its share of text, prefix, its own scales (whoever shared them) and decoding, without probe."""
+    probes: Sequence[TrialProbe]
+    latents: Mapping[str, float]
+    """Numbers that need no decoding, by name (`LATENT_NAMES`)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """A finished request."""
@@ -76,6 +105,8 @@ class Image:
     engine_seconds: float
     """Share of the engine's time: each batch's seconds divided by its images."""
     audit_ssim: float | None = None
+    trial: Trial | None = None
+    """In a run whose policy is `trials`; the pixels are then those of `base`."""
 
     def save(self, path: "str | Path") -> None:
         """Write the picture to a file, in the format of the name's ending (`.png` keeps every bit)."""

@@ -1,37 +1,48 @@
-"""Make trials with a run's model and prompts, and fit policies for it, on this machine.
+"""Make trials with a run's model and prompts, and fit policies for it.
 
-    python -m jobs.calibrate conf/calibrate.yaml --trials 600 --out conf/policies key=value ...
+    python -m jobs.calibrate conf/calibrate.yaml [--out conf/policies] key=value ...
 
-Trials go to `--trials-file` (JSON lines) as they are made; a second call makes only those that the file lacks
-for the same model, prompts, seeds and sampling.
+The trials are a run like any other, on the same Ray replicas and in the same storage: each prompt's image under every
+strategy from one prefix. The same command again makes what is left of them, then fits. Exit codes as of jobs.generate.
 """
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from skipvar.cli.running import read_config, run_job
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.calibrate") -> int:
-    """Parse the arguments, fit the policies and return the exit code."""
+    """Parse the arguments, make the trials, fit the policies and return the exit code."""
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="a YAML file such as conf/calibrate.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that win over the file's")
-    parser.add_argument("--trials", type=int, default=600, help="how many images are made under every strategy")
-    parser.add_argument("--trials-file", type=Path, default=Path("outputs/trials.jsonl"))
     parser.add_argument("--out", type=Path, default=Path("conf/policies"), help="folder for the policy files")
     arguments = parser.parse_intermixed_args(argv)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger("skipvar").setLevel(logging.INFO)
     return run_job(lambda: _calibrate(arguments))
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
-    from skipvar.quality.calibrate import calibrate
+    from skipvar.distributed.environment import prepare_environment
+    from skipvar.quality.calibrate import calibrate, check_folder
+    from skipvar.skip.policy import TRIALS
 
-    config = read_config(arguments.config, arguments.overrides)
-    found = calibrate(config, arguments.trials, arguments.trials_file, arguments.out, show=print)
-    print(json.dumps(found))
-    return 0
+    config = replace(read_config(arguments.config, arguments.overrides), policy=TRIALS)
+    check_folder(arguments.out)
+    prepare_environment(config)  # before anything imports Ray
+    from skipvar.distributed.trials import make_trials_run
+
+    made = make_trials_run(config, show=print, says_what_they_buy=True)
+    if made.trials is None:
+        return made.exit_code
+    found = calibrate(config, made.resolved, made.trials, arguments.out, show=print)
+    print(json.dumps(found | {"trials_in": made.output}))
+    return made.exit_code

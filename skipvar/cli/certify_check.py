@@ -1,6 +1,6 @@
-"""Say by many random splits of kept trials whether certification keeps its promise; the last line is JSON.
+"""Say by many random splits of a run's trials whether certification keeps its promise; the last line is JSON.
 
-    python -m jobs.certify_check conf/calibrate.yaml --trials-file outputs/trials.jsonl
+    python -m jobs.certify_check conf/calibrate.yaml key=value ...
 
 "Within alpha" allows the untouched part one standard error. Exit 1 where fewer than 95% of the splits that certified
 something are within it.
@@ -9,7 +9,6 @@ something are within it.
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from skipvar.cli.running import read_config, run_job
 from skipvar.errors import InputError
@@ -20,9 +19,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.certify_
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="the YAML file that the trials were made with")
+    parser.add_argument("config", help="the YAML file that jobs.calibrate made the trials with")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that win over the file's")
-    parser.add_argument("--trials-file", type=Path, default=Path("outputs/trials.jsonl"))
     parser.add_argument("--floor", type=float, default=0.88, help="SSIM floor")
     parser.add_argument("--alpha", type=float, default=0.1, help="share that may fall below it")
     parser.add_argument("--delta", type=float, default=0.05, help="chance that a certificate may be wrong")
@@ -32,15 +30,20 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.certify_
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from skipvar.engine.resolved import resolve, strategy_costs
-    from skipvar.quality.calibrate import read_trials
-    from skipvar.quality.certify_check import certify_check
+    from skipvar.distributed.environment import prepare_environment
 
     config = read_config(arguments.config, arguments.overrides)
-    trials = read_trials(arguments.trials_file)
+    prepare_environment(config)  # before anything imports Ray
+    from skipvar.distributed.trials import find_trials_run
+    from skipvar.engine.resolved import strategy_costs
+    from skipvar.quality.certify_check import certify_check
+
+    run = find_trials_run(config)
+    assert run.trials is not None
+    trials = run.trials.scores
     if len({trial.prompt for trial in trials}) < 100:
-        raise InputError(f"{arguments.trials_file}: fewer than 100 prompts are too few to split.")
-    costs = strategy_costs(resolve(config), config.sampling.aspect_ratio)
+        raise InputError(f"{run.output}: fewer than 100 prompts are too few to split.")
+    costs = strategy_costs(run.resolved, config.sampling.aspect_ratio)
     promise = (arguments.floor, arguments.alpha, arguments.delta)
     found = certify_check(trials, *promise, costs, splits=arguments.splits)
     print(json.dumps(found))

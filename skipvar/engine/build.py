@@ -14,6 +14,7 @@ from skipvar.engine.resolved import DeviceReport, Resolved, check_sampling, reso
 from skipvar.engine.runner import Runner
 from skipvar.engine.sampler import Sampler, SamplingRules
 from skipvar.engine.self_check import SelfCheck, make_batch_invariant
+from skipvar.engine.trials import TrialEngine, TrialRule
 from skipvar.errors import ConfigError, ModelError
 from skipvar.model.attention import TextPadding
 from skipvar.model.config import ModelConfig
@@ -22,11 +23,11 @@ from skipvar.model.pipeline import Pipeline, load_pipeline
 logger = logging.getLogger(__name__)
 
 
-def build_engine(config: RunConfig, resolved: Resolved | None = None) -> Engine:
+def build_engine(config: RunConfig, resolved: Resolved | None = None, trial_rule: TrialRule | None = None) -> Engine:
     """Loads the model, plans memory, checks batch invariance. All paths must be local.
 
     `resolved` is what the run was opened with (None: looked up here): a model that differs from it is a `ModelError`.
-    With `batch_invariant` it sets torch to one thread for the whole process.
+    With a `trial_rule` the engine makes trials of all its requests. With `batch_invariant` it sets torch to one thread for the whole process.
     """
     resolved = resolved or resolve(config)
     pipeline = load_pipeline(replace(config.model, device=resolved.device, dtype=resolved.dtype))
@@ -47,7 +48,8 @@ def build_engine(config: RunConfig, resolved: Resolved | None = None) -> Engine:
         plan,
         slot_tokens=costs.prefix_tokens,
     )
-    limits = Limits(plan.prefix_images, plan.suffix_images, plan.pool_images, config.engine.max_age)
+    largest = plan.prefix_images if trial_rule is None else min(plan.prefix_images, *plan.suffix_images.values())
+    limits = Limits(largest, plan.suffix_images, plan.pool_images, config.engine.max_age)
     report = DeviceReport(
         processor=torch.cuda.get_device_name() if pipeline.device.type == "cuda" else _cpu_name(),
         torch=torch.__version__,
@@ -55,6 +57,8 @@ def build_engine(config: RunConfig, resolved: Resolved | None = None) -> Engine:
         pool_images=limits.pool_images,
         self_check=None if found is None else asdict(found),
     )
+    if trial_rule is not None:
+        return TrialEngine(runner, resolved.policy, limits, report, rule=trial_rule)
     return Engine(runner, resolved.policy, limits, report)
 
 

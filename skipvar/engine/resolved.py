@@ -13,7 +13,7 @@ from skipvar.model.config import ModelConfig
 from skipvar.model.device import Device, Dtype, find_device, find_dtype
 from skipvar.model.identity import Files, LocalFiles, config_sha256, identify
 from skipvar.model.schedules import Schedule, find_schedule
-from skipvar.skip.policy import CertifiedPolicy, ModelFacts, Policy, Promise, load_policy
+from skipvar.skip.policy import TRIALS, CertifiedPolicy, ModelFacts, Policy, Promise, load_policy
 from skipvar.skip.strategy import STRATEGY_NAMES, default_decision_scale, make_strategy
 
 ELEMENT_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
@@ -155,8 +155,12 @@ DEFAULT_DELTA = 0.05
 def _audited_promise(config: RunConfig, policy: Policy) -> Promise | None:
     """What the audits of a run watch over: the configuration's words, else the certified policy's."""
     audit = config.audit
+    if policy.name == TRIALS and find_spec("torchmetrics") is None:
+        raise ConfigError("policy trials needs torchmetrics; pip install 'skipvar[calibrate]'")
     if not audit.fraction:
         return None
+    if policy.name == TRIALS:
+        raise ConfigError("audit.fraction: trials compare every strategy with base already; give 0 with policy=trials")
     if policy.known_strategy is not None:
         raise ConfigError(
             f"audit.fraction {audit.fraction}: policy {policy.name} decides nothing image by image; audits need "

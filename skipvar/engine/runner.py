@@ -1,6 +1,8 @@
 """Executes what the batcher picked: owns the working cache and the slots of images that wait."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,8 +15,19 @@ from skipvar.model.bsq import latent_grid
 from skipvar.model.kv_cache import SlotStore
 from skipvar.model.pipeline import to_uint8
 from skipvar.skip.probe import take_probe
-from skipvar.skip.strategy import Mode, num_scales_run
+from skipvar.skip.strategy import Mode, Strategy, num_scales_run
 from skipvar.types import Probe
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What a strategy's suffix made of a batch."""
+
+    code_sum: Tensor
+    """`(B, dv, h, w)` float32."""
+    is_finite: Sequence[bool]
+    seconds: float
+    """Of its own scales, whoever shared them, for the whole batch."""
 
 
 class Runner:
@@ -40,12 +53,45 @@ class Runner:
         """All scales of images whose strategy is known before they start."""
         self._run(self._begin(images, limit, num_scales_run(modes) - 1), modes)
 
-    def run_prefix(self, images: Sequence[ImageState], decision_scale: int, limit: int) -> WorkingBatch:
-        """The scales up to and with the decision scale; the batch's keys and values stay in the working cache."""
-        batch = self._begin(images, limit, decision_scale + 1)
+    def run_prefix(
+        self, images: Sequence[ImageState], decision_scale: int, limit: int, *, goes_on: bool = False
+    ) -> WorkingBatch:
+        """The scales up to and with the decision scale; the batch's keys and values stay in the working cache.
+
+        `goes_on`: with room there for the scales that follow.
+        """
+        num_written = images[0].schedule.num_scales - 1 if goes_on else decision_scale + 1
+        batch = self._begin(images, limit, num_written)
         modes = [Mode.GUIDED] * (decision_scale + 1)
-        self._run(batch, modes, keep_last=True, keep_sums=(decision_scale - 1,))
+        self._run(batch, modes, keep_last=True, keep_sums=range(max(0, decision_scale - 2), decision_scale + 1))
         return batch
+
+    def run_branches(self, batch: WorkingBatch, strategies: Sequence[Strategy]) -> dict[str, Branch]:
+        """Every strategy's suffix of a batch whose prefix `goes_on`: a scale that several share runs once.
+
+        Guided branches come first, so that the unconditional rows are dropped once and never wanted again.
+        """
+        found: dict[str, Branch] = {}
+
+        def grow(members: Sequence[Strategy], seconds: float) -> None:
+            scale = batch.scale
+            for strategy in members:
+                if strategy.num_scales_run == scale:
+                    is_finite = batch.is_finite[: len(batch.images)].tolist()
+                    found[strategy.name] = Branch(batch.code_sum[: len(batch.images)], is_finite, seconds)
+            here = batch.mark()
+            for mode in (Mode.GUIDED, Mode.CONDITIONAL):
+                same = [one for one in members if one.num_scales_run > scale and one.modes[scale] is mode]
+                if not same:
+                    continue
+                start = time.perf_counter()
+                self.sampler.step(batch, mode, write=any(one.num_scales_run > scale + 1 for one in same))
+                batch.is_finite.tolist()  # waits for the device: the clock is to see the whole step
+                grow(same, seconds + time.perf_counter() - start)
+                batch.rewind(here)
+
+        grow(strategies, 0.0)
+        return found
 
     def probe(self, batch: WorkingBatch, decision_scale: int, grid_scale: int) -> list[Probe]:
         """The probe of each image of a prefix batch; waits for the device."""
@@ -53,6 +99,7 @@ class Runner:
         grids = batch.images[0].schedule.grids
         grid = latent_grid(grids[grid_scale], pipeline.config.transformer.spatial_patchify)
         full_cells, small_cells = batch.code_sum[0, 0].numel(), grid[0] * grid[1]
+        old, new = batch.history[decision_scale - 1], batch.history[decision_scale]
         num_together = max(1, self.decode_images * full_cells // small_cells)
 
         def decode(sums: Tensor) -> Tensor:
@@ -60,7 +107,7 @@ class Runner:
             return torch.cat([pipeline.decode(part) for part in sums.split(num_together)])
 
         with torch.inference_mode():
-            features = take_probe(decode, batch.history[decision_scale - 1], batch.code_sum, grid)
+            features = take_probe(decode, old, new, grid)
         pairs = zip(features.sobel_change.tolist(), features.fft_high_frequency_ratio.tolist(), strict=True)
         probes = [Probe(sobel_change=change, fft_high_frequency_ratio=ratio) for change, ratio in pairs]
         return probes[: len(batch.images)]
@@ -102,18 +149,23 @@ class Runner:
 
         An image whose pixels are no numbers is marked as not finite.
         """
-        pixels: list[np.ndarray] = []
-        for start in range(0, len(images), self.decode_images):
-            sums = [image.code_sum for image in images[start : start + self.decode_images]]
-            padding = [sums[0]] * (self._size(sums, self.decode_images) - len(sums))
-            members = torch.stack([code_sum for code_sum in [*sums, *padding] if code_sum is not None])
-            with torch.inference_mode():
-                decoded = self.sampler.pipeline.decode(members)
-                is_finite = torch.isfinite(decoded).flatten(1).all(dim=1).tolist()
-                pixels.extend(to_uint8(decoded).cpu().numpy()[: len(sums)])
-            for image, is_good in zip(images[start : start + len(sums)], is_finite, strict=False):
-                image.is_finite = image.is_finite and is_good
+        pixels, is_finite = self.decode_sums([image.code_sum for image in images if image.code_sum is not None])
+        for image, is_good in zip(images, is_finite, strict=True):
+            image.is_finite = image.is_finite and is_good
         return pixels
+
+    def decode_sums(self, code_sums: Sequence[Tensor]) -> tuple[list[np.ndarray], list[bool]]:
+        """Pixels of code sums `(dv, h, w)` of one schedule, and whether they are all numbers."""
+        pixels: list[np.ndarray] = []
+        is_finite: list[bool] = []
+        for start in range(0, len(code_sums), self.decode_images):
+            sums = code_sums[start : start + self.decode_images]
+            padding = [sums[0]] * (self._size(sums, self.decode_images) - len(sums))
+            with torch.inference_mode():
+                decoded = self.sampler.pipeline.decode(torch.stack([*sums, *padding]))[: len(sums)]
+                is_finite += torch.isfinite(decoded).flatten(1).all(dim=1).tolist()
+                pixels.extend(to_uint8(decoded).cpu().numpy())
+        return pixels, is_finite
 
     def _begin(self, images: Sequence[ImageState], limit: int, num_written: int) -> WorkingBatch:
         """A batch at scale 0, with room for the scales that are written."""

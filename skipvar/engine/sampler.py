@@ -33,6 +33,18 @@ class SamplingRules:
         return sorted(depth + layer for layer in self.guidance_layers if layer < 0)
 
 
+@dataclass(frozen=True)
+class BatchMark:
+    """Where a working batch stood. Tensors are shared, not copied: nothing changes them in place."""
+
+    code_sum: Tensor
+    is_finite: Tensor
+    scale: int
+    cached_tokens: int
+    streams: tuple[Tensor, ...]
+    """State of each image's generator."""
+
+
 @dataclass
 class WorkingBatch:
     """Images of one schedule at one scale, with the cache's rows in their order. `Sampler.begin` makes it."""
@@ -57,6 +69,18 @@ class WorkingBatch:
         self.is_guided = False
         self.text = self.text.first_rows(self.size)
         self.cache.keep_rows(self.size)
+
+    def mark(self) -> BatchMark:
+        """What `rewind` needs to bring the batch back here."""
+        streams = tuple(image.generator.get_state() for image in self.images)
+        return BatchMark(self.code_sum, self.is_finite, self.scale, self.cache.length, streams)
+
+    def rewind(self, mark: BatchMark) -> None:
+        """Goes back to a mark of this batch; unconditional rows that were dropped since then stay dropped."""
+        self.code_sum, self.is_finite, self.scale = mark.code_sum, mark.is_finite, mark.scale
+        self.cache.rewind(mark.cached_tokens)
+        for image, stream in zip(self.images, mark.streams, strict=True):
+            image.generator.set_state(stream)
 
     def per_image(self, values: Sequence[float]) -> Tensor:
         """One number an image, as `(size, 1, 1)` float32 on the device."""

@@ -1,20 +1,44 @@
-"""Trials: one image made under several strategies from one prefix, the raw material of calibration."""
+"""Trials: one image made under several strategies from one prefix, the raw material of calibration.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+Strategies that agree on a scale and all before it share that scale: the suffixes are a tree, grown in the working cache.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from skipvar.engine.batcher import Batch
+from skipvar.engine.engine import Engine, Finished, Lack, within_memory
 from skipvar.engine.memory import image_costs, plan_memory
-from skipvar.engine.runner import Runner
-from skipvar.engine.sampler import Sampler, SamplingRules
+from skipvar.engine.runner import Branch, Runner
+from skipvar.engine.sampler import Sampler, SamplingRules, WorkingBatch
+from skipvar.engine.state import ImageState
 from skipvar.model.pipeline import Pipeline
-from skipvar.skip.strategy import STRATEGY_NAMES, default_decision_scale, make_strategy
-from skipvar.types import Probe, Request
+from skipvar.skip.probe import latent_numbers
+from skipvar.skip.strategy import STRATEGY_NAMES, Strategy, default_decision_scale, make_strategy
+from skipvar.types import Image, Probe, Request, Trial, TrialProbe
+
+FIRST_GRID_SCALE = 3
+"""Coarser grids show too little; finer ones than the decision scale's neighbour cost as much as the image."""
+
+Comparison = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Two `(B, H, W, 3)` uint8 -> `(B,)`."""
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialRule:
+    """How a trial's images are compared with `base`."""
+
+    ssim: Comparison
+    psnr: Comparison
+    """In dB; infinite where no pixel differs."""
+
+
+@dataclass(frozen=True)
+class TrialImages:
     """An image made under several strategies, and the probe at each of some grids."""
 
     request: Request
@@ -24,6 +48,93 @@ class Trial:
     """By the scale whose grid the probe was decoded at."""
 
 
+class TrialEngine(Engine):
+    """An engine whose images are those of `base` and carry a `Trial` each. It has no buckets: a trial is one batch."""
+
+    def __init__(self, *parts: Any, rule: TrialRule) -> None:
+        super().__init__(*parts)
+        self._rule = rule
+
+    def _run_batch(self, batch: Batch[ImageState]) -> list[Finished]:
+        before = [image.snapshot() for image in batch.items]
+        done = within_memory(lambda: self._make_trials(batch))
+        if isinstance(done, Lack):
+            self._retreat(batch, before, done)
+            return []
+        self._count(self.statistics.prefix, batch)
+        self.statistics.images += len(done)
+        return done
+
+    def _make_trials(self, batch: Batch[ImageState]) -> list[Finished]:
+        """Everything of a batch's trials; images with a number that is none are failures."""
+        images, decision_scale = batch.items, self._decision_scale
+        start = time.perf_counter()
+        with self._timed("text", images):
+            for image in images:
+                self.sampler.encode_text(image)
+        with self._timed("prefix", images):
+            working = self._runner.run_prefix(images, decision_scale, batch.limit, goes_on=True)
+        prefix_seconds = time.perf_counter() - start
+        with self._timed("probe", images):
+            probes = self._take_probes(working)
+            latents = latent_numbers(*(working.history[decision_scale - back] for back in (2, 1, 0)))
+        with self._timed("suffix", images):
+            branches = self._runner.run_branches(working, _strategies(STRATEGY_NAMES, images[0]))
+        found: list[Finished] = []
+        for place, image in enumerate(images):
+            trial = self._finish_trial(image, place, branches, prefix_seconds / len(images))
+            if trial is None:
+                self._fail_as_unfinite(image, "logits or pixels")
+                continue
+            pixels, scores = trial
+            image.strategy = make_strategy("base", image.schedule.num_scales)
+            numbers = {name: float(values[place]) for name, values in latents.items()}
+            of_image = [replace(probe, probe=values[place]) for probe, values in probes]
+            trial_of = Trial(**scores, probes=of_image, latents=numbers)
+            found.append(replace(image.finish(pixels), trial=trial_of))
+        return found
+
+    def _take_probes(self, working: WorkingBatch) -> list[tuple[TrialProbe, list[Probe]]]:
+        """The probe at every grid that is tried, and at the policies' own grid a scale earlier."""
+        decision_scale = self._decision_scale
+        tried = [(decision_scale, grid) for grid in range(FIRST_GRID_SCALE, decision_scale + 2)]
+        if decision_scale > 1:
+            tried.append((decision_scale - 1, self.policy.grid_scale))
+        found = []
+        for scale, grid in tried:
+            start = time.perf_counter()
+            values = self._runner.probe(working, scale, grid)
+            seconds = (time.perf_counter() - start) / len(values)
+            empty = TrialProbe(decision_scale=scale, grid_scale=grid, probe=values[0], seconds=seconds)
+            found.append((empty, values))
+        return found
+
+    def _finish_trial(
+        self, image: ImageState, place: int, branches: Mapping[str, Branch], prefix_seconds: float
+    ) -> tuple[np.ndarray, dict[str, Any]] | None:
+        """The pixels of `base`, and what compares every strategy with them; None where something is not finite."""
+        start = time.perf_counter()
+        with self._timed("decode", [image]):
+            decoded, is_finite = self._runner.decode_sums([branch.code_sum[place] for branch in branches.values()])
+        decode_seconds = (time.perf_counter() - start) / len(branches)
+        if not all(is_finite) or not all(branch.is_finite[place] for branch in branches.values()):
+            return None
+        pixels = dict(zip(branches, decoded, strict=True))
+        others = [name for name in STRATEGY_NAMES if name != "base"]
+        mine = np.stack([pixels[name] for name in others])
+        base = np.broadcast_to(pixels["base"], mine.shape)
+        with self._timed("compare", [image]):
+            ssim, psnr = self._rule.ssim(mine, base).tolist(), self._rule.psnr(mine, base).tolist()
+        share = prefix_seconds + decode_seconds
+        num_images = len(branches["base"].is_finite)
+        scores = {
+            "ssim": {"base": 1.0, **dict(zip(others, ssim, strict=True))},
+            "psnr": {"base": None} | {n: v if np.isfinite(v) else None for n, v in zip(others, psnr, strict=True)},
+            "seconds": {name: share + branches[name].seconds / num_images for name in STRATEGY_NAMES},
+        }
+        return pixels["base"], scores
+
+
 def make_trials(
     pipeline: Pipeline,
     rules: SamplingRules,
@@ -31,8 +142,8 @@ def make_trials(
     grid_scales: Sequence[int],
     batch_size: int,
     strategies: Sequence[str] = STRATEGY_NAMES,
-) -> Iterator[Trial]:
-    """Makes trials of requests that share one aspect ratio under these strategies, a batch at a time.
+) -> Iterator[TrialImages]:
+    """Makes trials of requests that share one aspect ratio under these strategies, a batch at a time, with all pixels.
 
     Raises `ValueError` where the schedule is too short for a decision.
     """
@@ -50,34 +161,16 @@ def make_trials(
     )
     runner = Runner(Sampler(pipeline, rules), plan, slot_tokens=costs.prefix_tokens)
     for start in range(0, len(requests), batch_size):
-        yield from _make_batch(runner, requests[start : start + batch_size], grid_scales, decision_scale, strategies)
+        some = requests[start : start + batch_size]
+        images = [runner.sampler.start_image(request) for request in some]
+        working = runner.run_prefix(images, decision_scale, len(images), goes_on=True)
+        probes = {scale: runner.probe(working, decision_scale, scale) for scale in grid_scales}
+        branches = runner.run_branches(working, _strategies(strategies, images[0]))
+        decoded = {name: runner.decode_sums(list(branch.code_sum))[0] for name, branch in branches.items()}
+        for place, request in enumerate(some):
+            pixels = {name: decoded[name][place] for name in strategies}
+            yield TrialImages(request, pixels, {scale: values[place] for scale, values in probes.items()})
 
 
-def _make_batch(
-    runner: Runner,
-    requests: Sequence[Request],
-    grid_scales: Sequence[int],
-    decision_scale: int,
-    strategies: Sequence[str],
-) -> Iterator[Trial]:
-    images = [runner.sampler.start_image(request) for request in requests]
-    working = runner.run_prefix(images, decision_scale, len(images))
-    probes = {scale: runner.probe(working, decision_scale, scale) for scale in grid_scales}
-    runner.hold(working, range(len(images)))
-    at_decision = [image.snapshot() for image in images]
-    pixels = {}
-    for name in strategies:
-        strategy = make_strategy(name, images[0].schedule.num_scales)
-        for image, snapshot in zip(images, at_decision, strict=True):
-            image.restore(snapshot)
-        if strategy.num_scales_run > decision_scale + 1:
-            runner.run_suffix(images, decision_scale, strategy.modes, len(images))
-        pixels[name] = runner.decode(images)
-    for image in images:
-        runner.release(image)
-    for index, request in enumerate(requests):
-        yield Trial(
-            request,
-            {name: values[index] for name, values in pixels.items()},
-            {scale: values[index] for scale, values in probes.items()},
-        )
+def _strategies(names: Sequence[str], image: ImageState) -> list[Strategy]:
+    return [make_strategy(name, image.schedule.num_scales) for name in names]

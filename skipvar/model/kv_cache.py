@@ -43,6 +43,10 @@ class KeyValueCache:
         """Drops the rows after the first `num_rows`: the unconditional half."""
         self.num_rows = num_rows
 
+    def rewind(self, length: int) -> None:
+        """Forgets the tokens after the first `length`; dropped rows stay dropped."""
+        self.length = length
+
     def extend(self, layer: int, keys: Tensor, values: Tensor, *, write: bool) -> tuple[Tensor, Tensor]:
         """All keys and values that a scale's queries see: those held, then the new ones `(rows, H, L, c)`.
 

@@ -7,7 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from skipvar.errors import InputError
+from skipvar.skip.policy import TRIALS
 from skipvar.skip.strategy import STRATEGY_NAMES
+from skipvar.types import LATENT_NAMES
 
 SCHEMA_VERSION = 2
 """2: `strategy_scores` has ten fields; 1 had the paper's seven."""
@@ -15,7 +17,7 @@ SCHEMA_VERSION = 2
 JSON_TEXT = {b"skipvar": b"json"}
 """Metadata of a jsonl column whose values have no common type: each is kept as its JSON text."""
 
-UNHASHED = frozenset({"replica", "created_at", "engine_seconds"})
+UNHASHED = frozenset({"replica", "created_at", "engine_seconds", "trial_seconds", "trial_probe_seconds"})
 """Columns that tell who made a row and when; two workers that make one unit agree on all the others."""
 
 IMAGE_BYTES = "image.bytes"
@@ -52,6 +54,27 @@ _OWN = (
     ("created_at", pa.timestamp("us", tz="UTC")),
     ("engine_seconds", pa.float64()),
 )
+_TRIAL = (
+    ("trial_ssim", pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])),
+    ("trial_psnr", pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])),
+    ("trial_seconds", pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])),
+    (
+        "trial_probes",
+        pa.list_(
+            pa.struct(
+                [
+                    ("decision_scale", pa.int32()),
+                    ("grid_scale", pa.int32()),
+                    ("sobel_change", pa.float64()),
+                    ("fft_high_frequency_ratio", pa.float64()),
+                ]
+            )
+        ),
+    ),
+    ("trial_probe_seconds", pa.list_(pa.float64())),
+    ("trial_latents", pa.struct([(name, pa.float64()) for name in LATENT_NAMES])),
+)
+"""What a run with `policy: trials` has besides."""
 _ERROR = (
     ("position", pa.int64()),
     ("image_index", pa.int32()),
@@ -65,10 +88,12 @@ _ERROR = (
 )
 
 
-def dataset_schema(columns: pa.Schema) -> pa.Schema:
-    """The data files' schema: DESIGN.md's columns, then the user's own, under their own names where these are free."""
+def dataset_schema(columns: pa.Schema, policy: str | None = None) -> pa.Schema:
+    """The data files' schema: DESIGN.md's columns, a trial's where the run's policy makes them, then the user's own,
+    under their own names where these are free."""
     names = own_names(columns.names)
-    fields = [*(pa.field(*pair) for pair in _OWN), *(pa.field(names[field.name], field.type) for field in columns)]
+    standard = (*_OWN, *_TRIAL) if policy == TRIALS else _OWN
+    fields = [*(pa.field(*pair) for pair in standard), *(pa.field(names[field.name], field.type) for field in columns)]
     features: dict[str, Any] = {field.name: _feature(field.type) for field in fields}
     features["image"] = {"_type": "Image"}
     return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
@@ -85,7 +110,7 @@ def error_schema(columns: pa.Schema) -> pa.Schema:
 
 def own_names(columns: Sequence[str]) -> dict[str, str]:
     """The name in the dataset of each of the user's columns: its own, or with `input_` before it where it is taken."""
-    taken = {name for name, _ in (*_OWN, *_ERROR)}
+    taken = {name for name, _ in (*_OWN, *_TRIAL, *_ERROR)}
     names: dict[str, str] = {}
     for column in sorted(columns, key=lambda name: name in taken):  # free names first: they stay as they are
         name = column

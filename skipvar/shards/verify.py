@@ -129,7 +129,8 @@ class _Checker:
         self._fingerprint = record["fingerprint"]
         self._is_full = full
         own = own_names(list(self._plan["columns"]))
-        standard = {column.name: _type_name(column.type) for column in dataset_schema(pa.schema([]))}
+        policy = (record["parts"].get("policy") or {}).get("name")
+        standard = {column.name: _type_name(column.type) for column in dataset_schema(pa.schema([]), policy)}
         self._columns = {**standard, **{own[name]: kind for name, kind in self._plan["columns"].items()}}
 
     def check(self, unit: int, retries: Sequence[int]) -> _UnitCheck:

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,7 +28,7 @@ from skipvar.shards.unitfile import (
     read_unit_footer,
     row_groups,
 )
-from skipvar.types import Failure, Image, RequestKey, Unit, UnitReport
+from skipvar.types import Failure, Image, RequestKey, Trial, Unit, UnitReport
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,7 @@ class UnitWriter:
             "replica": self._replica,
             "created_at": datetime.now(UTC),
             "engine_seconds": image.engine_seconds,
+            **({} if image.trial is None else _trial_columns(image.trial)),
             **self._own(request.columns),
         }
 
@@ -208,7 +209,7 @@ class UnitWriter:
         return error_name(self._unit.index, attempt)
 
     def _data_file(self, errors: str | None, num_failures: int) -> tuple[bytes, UnitFooter]:
-        schema = dataset_schema(self._columns)
+        schema = dataset_schema(self._columns, self._spec.policy)
         file, content = UnitFile(schema), ContentHash()
         keys = sorted(self._rows)
         rows = deque(self._rows.pop(key) for key in keys)
@@ -242,3 +243,17 @@ class UnitWriter:
         with self._storage.open(name) as file:
             table = pq.read_table(file, columns=["strategy", "audit_ssim"])
         return dict(Counter(table["strategy"].to_pylist())), table["audit_ssim"].drop_null().to_pylist()
+
+
+def _trial_columns(trial: Trial) -> dict[str, Any]:
+    return {
+        "trial_ssim": dict(trial.ssim),
+        "trial_psnr": dict(trial.psnr),
+        "trial_seconds": dict(trial.seconds),
+        "trial_probes": [
+            {"decision_scale": one.decision_scale, "grid_scale": one.grid_scale, **asdict(one.probe)}
+            for one in trial.probes
+        ],
+        "trial_probe_seconds": [one.seconds for one in trial.probes],
+        "trial_latents": dict(trial.latents),
+    }

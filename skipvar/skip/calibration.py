@@ -1,7 +1,7 @@
 """Fits the paper's two-stage logistic policy from trials, and chooses the probe's grid by what it predicts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class TrialScores:
-    """What fitting needs of a trial."""
+    """What fitting and comparing need of a trial."""
 
     probes: Mapping[int, Probe]
     """By the scale whose grid the probe was decoded at."""
@@ -24,6 +24,8 @@ class TrialScores:
     """Images of one prompt share its difficulty: they are never split between parts."""
     group: str = ""
     """What kind of prompt it is: reported by, never fitted on."""
+    extras: Mapping[str, float] = field(default_factory=dict)
+    """Other numbers of the image at its decision, by name: tried, and used by no policy."""
 
 
 def labels(trials: Sequence[TrialScores], kind: str, floor: float) -> np.ndarray:

@@ -16,6 +16,8 @@ from skipvar.types import Probe, Request
 
 DEFAULT_GRID_SCALE = 4
 """The probe is decoded at the latent grid of this scale of the schedule, unless a policy file says otherwise."""
+TRIALS = "trials"
+"""The policy of a run that makes trials."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,21 @@ class SpreadPolicy:
 
 
 @dataclass(frozen=True)
+class TrialPolicy:
+    """Every image under every strategy (`Image.trial`), and `base`'s is kept: the raw material of calibration."""
+
+    decision_scale: int | None
+    grid_scale: int = DEFAULT_GRID_SCALE
+    known_strategy: None = None
+    name: str = TRIALS
+    content_hash: str = TRIALS
+    strategies: tuple[str, ...] = STRATEGY_NAMES
+
+    def decide(self, request: Request, probe: Probe | None) -> Decision:  # noqa: ARG002
+        return Decision("base")
+
+
+@dataclass(frozen=True)
 class LogisticStage:
     """Multinomial logistic regression on the standardised probe: `softmax(((f - mean) / scale) coefᵀ + intercept)`."""
 
@@ -158,9 +175,9 @@ class LogisticPolicy:
 
 def check_spec(spec: str | None) -> None:
     """Raise `ConfigError` for what `load_policy` would refuse whatever the model is: it costs nothing to ask first."""
-    if spec is None or spec == "spread":
+    if spec in (None, "spread", TRIALS):
         return
-    kinds = "null, spread, fixed:<strategy>, or a policy file that ends in .json"
+    kinds = "null, spread, trials, fixed:<strategy>, or a policy file that ends in .json"
     if spec.startswith("fixed:"):
         check_one_of("policy", spec, [f"fixed:{name}" for name in STRATEGY_NAMES])
         return
@@ -241,7 +258,7 @@ def load_policy(
     force: bool = False,
     read: Callable[[str], bytes] = lambda path: Path(path).read_bytes(),
 ) -> Policy:
-    """`fixed:<strategy>`, `spread`, a policy file (which `read` reads), or None for `fixed:base`.
+    """`fixed:<strategy>`, `spread`, `trials`, a policy file (which `read` reads), or None for `fixed:base`.
 
     Raises `ConfigError` for an unknown policy, a broken file, or one fitted for another model, number of scales or
     decision scale, unless `force`.
@@ -255,10 +272,10 @@ def load_policy(
         except ValueError as error:
             raise ConfigError(f"policy {spec}: {error}") from error
         return FixedPolicy(strategy, decision_scale)
-    if spec == "spread":
+    if spec in ("spread", TRIALS):
         if decision_scale is None:
-            raise ConfigError(f"policy spread needs at least 5 scales, this size has {facts.num_scales}")
-        return SpreadPolicy(decision_scale)
+            raise ConfigError(f"policy {spec} needs at least 5 scales, this size has {facts.num_scales}")
+        return SpreadPolicy(decision_scale) if spec == "spread" else TrialPolicy(decision_scale)
     return _load_file(spec, facts, read, force=force)
 
 

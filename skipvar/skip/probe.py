@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from skipvar.types import LATENT_NAMES
+
 FFT_RADIUS_SHARE = 0.4
 """Frequencies beyond this share of the half side count as high."""
 
@@ -53,3 +55,24 @@ def fft_high_frequency_ratio(gray: Tensor) -> Tensor:
     radius = int(FFT_RADIUS_SHARE * min(height, width) / 2)
     is_high = rows[:, None].square() + columns.square() > radius**2
     return (amplitude * is_high).sum(dim=(1, 2)) / (amplitude.sum(dim=(1, 2)) + 1e-6)
+
+
+@torch.inference_mode()
+def latent_numbers(before: Tensor, old: Tensor, new: Tensor) -> dict[str, Tensor]:
+    """Cheap relatives of the probe: `(B,)` float32 for each of `LATENT_NAMES`.
+
+    From three running code sums `(B, dv, H, W)` in a row, the last one that of the decision scale. Root mean squares of
+    what the last two scales added and of the sum's differences between neighbours; the probe's two numbers taken of
+    each channel of the sum as if it were a gray image, and averaged.
+    """
+    num_images, channels = new.shape[:2]
+    across, down = new[..., 1:] - new[..., :-1], new[..., 1:, :] - new[..., :-1, :]
+    gray_old, gray_new = old.flatten(0, 1), new.flatten(0, 1)
+    values = (
+        (new - old).square().mean(dim=(1, 2, 3)).sqrt(),
+        (old - before).square().mean(dim=(1, 2, 3)).sqrt(),
+        (across.square().mean(dim=(1, 2, 3)) + down.square().mean(dim=(1, 2, 3))).sqrt(),
+        fft_high_frequency_ratio(gray_new).view(num_images, channels).mean(dim=1),
+        sobel_change(gray_old, gray_new).view(num_images, channels).mean(dim=1),
+    )
+    return {name: value.cpu() for name, value in zip(LATENT_NAMES, values, strict=True)}

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from skipvar.engine.sampler import SamplingRules
-from skipvar.engine.trials import Trial, make_trials
+from skipvar.engine.trials import TrialImages, make_trials
 from skipvar.model.pipeline import Pipeline, load_folder
 from skipvar.quality.similarity import ssim
 from skipvar.report.sheet import Picture, draw_sheet
@@ -96,7 +96,7 @@ def _to_pixels(images: Tensor) -> np.ndarray:
     return ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def _make_trials(pipeline: Pipeline, prompts: list[Prompt], settings: EvaluationRecipe) -> Iterator[Trial]:
+def _make_trials(pipeline: Pipeline, prompts: list[Prompt], settings: EvaluationRecipe) -> Iterator[TrialImages]:
     """Each prompt's image under `EVALUATED`, from the same bits."""
     num_scales = pipeline.schedule(1.0, None).num_scales
     requests = [
@@ -119,14 +119,14 @@ def _make_trials(pipeline: Pipeline, prompts: list[Prompt], settings: Evaluation
     return tqdm(made, total=len(requests), unit="image")
 
 
-def _similarity(trials: list[Trial], strategy: str) -> np.ndarray:
+def _similarity(trials: list[TrialImages], strategy: str) -> np.ndarray:
     """SSIM to base of each trial's image under a strategy, float64 `(trials,)`."""
     images, references = (np.stack([trial.pixels[name] for trial in trials]) for name in (strategy, "base"))
     return ssim(images, references).astype(np.float64)
 
 
 def _measure_skipping(
-    trials: list[Trial], prompts: list[Prompt], by_strategy: dict[str, np.ndarray], settings: EvaluationRecipe
+    trials: list[TrialImages], prompts: list[Prompt], by_strategy: dict[str, np.ndarray], settings: EvaluationRecipe
 ) -> dict[str, object]:
     """SSIM to base of skip_1, skip_2, skip_3 (means, medians, 5th and 95th percentiles, medians by layout and by
     pattern) and its rank correlation with the probe.
@@ -158,7 +158,7 @@ def _measure_skipping(
     return result | {name: values[-1] for name, values in by_scale[settings.policy_scale].items()}
 
 
-def _draw_sheets(model: Path, trials: list[Trial], by_strategy: dict[str, np.ndarray]) -> None:
+def _draw_sheets(model: Path, trials: list[TrialImages], by_strategy: dict[str, np.ndarray]) -> None:
     shown = [
         Picture(encode_image(trial.pixels["base"], "png"), trial.request.prompt, "base")
         for trial in trials[:SHEET_IMAGES]

@@ -10,7 +10,7 @@ from skipvar.config import ModelSection
 from skipvar.config_file import load_config
 from skipvar.engine.build import build_engine
 from skipvar.engine.sampler import SamplingRules
-from skipvar.engine.trials import Trial, make_trials
+from skipvar.engine.trials import TrialImages, make_trials
 from skipvar.model.pipeline import load_pipeline
 from skipvar.quality.similarity import ssim
 from skipvar.skip.strategy import STRATEGY_NAMES
@@ -28,7 +28,7 @@ PROMPTS = {
 
 
 @pytest.fixture(scope="module")
-def trials(make_request: Callable[..., Request]) -> list[Trial]:
+def trials(make_request: Callable[..., Request]) -> list[TrialImages]:
     pipeline = load_pipeline(ModelSection(name="emoji", dtype="float32", device="cpu"))
     plain = {"cfg": (2.0,) * 10, "negative_prompt": None}
     requests = [make_request(i, prompt=prompt, **plain) for i, prompt in enumerate(PROMPTS)]
@@ -36,14 +36,14 @@ def trials(make_request: Callable[..., Request]) -> list[Trial]:
 
 
 @pytest.mark.parametrize("strategy", STRATEGY_NAMES)
-def test_background_is_the_one_asked_for(trials: list[Trial], strategy: str) -> None:
+def test_background_is_the_one_asked_for(trials: list[TrialImages], strategy: str) -> None:
     for trial in trials:
         pixels = trial.pixels[strategy].astype(float)
         frame = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3)])
         assert np.abs(np.median(frame, axis=0) - COLORS[PROMPTS[trial.request.prompt]]).max() < 40, trial.request.prompt
 
 
-def test_less_work_is_farther_from_base(trials: list[Trial]) -> None:
+def test_less_work_is_farther_from_base(trials: list[TrialImages]) -> None:
     base = np.stack([trial.pixels["base"] for trial in trials])
     mean = {name: float(ssim(np.stack([t.pixels[name] for t in trials]), base).mean()) for name in STRATEGY_NAMES}
     print(mean)

@@ -1,16 +1,21 @@
-"""A trial's images are those that the slow twin makes under each strategy."""
+"""Trials: all strategies from one prefix, the pixels of each being those of an image made alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
+import pytest
+import torch
 
-from skipvar.config import ModelSection
+from skipvar.config import ModelSection, RunConfig
 from skipvar.engine.sampler import SamplingRules
-from skipvar.engine.trials import make_trials
+from skipvar.engine.trials import TrialEngine, make_trials
 from skipvar.engine.twin import generate_one
+from skipvar.local import build_local_engine
 from skipvar.model.pipeline import load_pipeline
+from skipvar.quality.similarity import psnr, ssim
 from skipvar.skip.strategy import STRATEGY_NAMES
-from skipvar.types import Request
+from skipvar.types import LATENT_NAMES, Failure, Image, Request
 
 
 def test_trials_agree_with_single_runs(make_request: Callable[..., Request]) -> None:
@@ -22,3 +27,84 @@ def test_trials_agree_with_single_runs(make_request: Callable[..., Request]) -> 
         twin = generate_one(pipeline, requests[2], name)
         assert np.array_equal(trials[2].pixels[name], twin.pixels), name
     assert set(trials[0].probes) == {4, 9} and trials[0].probes[4] != trials[0].probes[9]
+
+
+def run(config: RunConfig, requests: list[Request]) -> tuple[TrialEngine, dict[int, Image]]:
+    engine = build_local_engine(config)
+    assert isinstance(engine, TrialEngine)
+    engine.submit(requests)
+    return engine, {item.request.position: item for item in engine.drain() if isinstance(item, Image)}
+
+
+def test_an_engine_s_trials_are_those_of_each_strategy_alone(
+    run_config: Callable[..., RunConfig], make_request: Callable[..., Request]
+) -> None:
+    """Guided and unguided images, several text lengths and negative prompts, in batches that mix them."""
+    requests = [make_request(position) for position in range(5)]
+    requests.append(make_request(5, cfg=(1.0,) * 10))
+    engine, made = run(run_config("trials", batch_size=3), requests)
+    assert set(made) == set(range(6)) and engine.num_pending == 0
+    for position in (0, 4, 5):
+        twins = {name: generate_one(engine.pipeline, requests[position], name).pixels for name in STRATEGY_NAMES}
+        image = made[position]
+        assert image.trial is not None and image.strategy == "base"
+        assert np.array_equal(image.pixels, twins["base"])
+        for name, pixels in twins.items():
+            pair = pixels[None], twins["base"][None]
+            assert image.trial.ssim[name] == pytest.approx(float(ssim(*pair)[0]), abs=1e-5), name
+            assert image.trial.psnr[name] == (None if np.array_equal(*pair) else pytest.approx(float(psnr(*pair)[0])))
+        assert {probe.grid_scale for probe in image.trial.probes if probe.decision_scale == 6} == {3, 4, 5, 6, 7}
+        assert set(image.trial.latents) == set(LATENT_NAMES) and image.trial.seconds["base"] > 0
+
+
+def test_a_trial_s_probe_is_the_one_that_a_run_takes(
+    run_config: Callable[..., RunConfig], make_request: Callable[..., Request]
+) -> None:
+    request = make_request(1)
+    _, made = run(run_config("trials"), [request])
+    engine = build_local_engine(run_config("spread"))
+    engine.submit([request])
+    (image,) = engine.drain()
+    assert isinstance(image, Image) and made[1].trial is not None
+    taken = {(probe.decision_scale, probe.grid_scale): probe.probe for probe in made[1].trial.probes}
+    assert taken[6, 4] == image.probe and taken[5, 4] != image.probe
+
+
+def test_too_little_memory_halves_the_batch_and_loses_no_trial(
+    run_config: Callable[..., RunConfig], make_request: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [make_request(position, negative_prompt=None, cfg=(3.0,) * 10) for position in range(4)]
+    _, plain = run(run_config("trials", batch_size=4), requests)
+    engine = build_local_engine(run_config("trials", batch_size=4))
+    branches = engine._runner.run_branches
+
+    def lacking(batch, strategies):
+        found = branches(batch, strategies)
+        if len(batch.images) > 2:
+            raise torch.OutOfMemoryError("no memory for more than two")
+        return found
+
+    monkeypatch.setattr(engine._runner, "run_branches", lacking)
+    engine.submit(requests)
+    made = {item.request.position: item for item in engine.drain() if isinstance(item, Image)}
+    assert engine.statistics.out_of_memory == 1
+    for position, image in plain.items():
+        assert image.trial is not None and made[position].trial is not None
+        assert image.trial.ssim == made[position].trial.ssim
+        assert np.array_equal(image.pixels, made[position].pixels)
+
+
+def test_a_trial_without_numbers_is_a_failure(
+    run_config: Callable[..., RunConfig], make_request: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = build_local_engine(run_config("trials", batch_size=2))
+    branches = engine._runner.run_branches
+
+    def broken(batch, strategies):
+        found = branches(batch, strategies)
+        return found | {"uncond_2": replace(found["uncond_2"], is_finite=[False, True])}
+
+    monkeypatch.setattr(engine._runner, "run_branches", broken)
+    engine.submit([make_request(position, cfg=(3.0,) * 10) for position in (1, 2)])
+    kinds = sorted((type(item).__name__, item.key[0] if isinstance(item, Failure) else 2) for item in engine.drain())
+    assert kinds == [("Failure", 1), ("Image", 2)]

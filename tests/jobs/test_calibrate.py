@@ -1,92 +1,87 @@
-"""Calibration from a configuration to policy files that the same model loads; a second call makes no trial again."""
+"""Calibration from a configuration to policy files that the same model loads; its trials are a run like any other."""
 
 import json
-from dataclasses import replace
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
-from jobs.calibrate import main
-from skipvar.config import ModelSection
+from skipvar.cli.calibrate import main
 from skipvar.config_file import load_config
-from skipvar.engine.build import sampling_rules
 from skipvar.engine.resolved import resolve
-from skipvar.errors import ConfigError
-from skipvar.model.pipeline import load_pipeline
-from skipvar.quality.calibrate import _made_from, _requests
-from skipvar.skip.policy import ModelFacts, load_policy
 from skipvar.skip.strategy import STRATEGY_NAMES
-from skipvar.types import Probe
 
-MODEL = "model.path=random:0"
+REPOSITORY = Path(__file__).parents[2]
+Calibrate = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_trials_become_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trials = tmp_path / "trials.jsonl"
-    arguments = ["conf/calibrate.yaml", MODEL, "--trials-file", str(trials), "--out", str(tmp_path), "--trials"]
-    assert main([*arguments, "5"]) == 0
-    assert main([*arguments, "6"]) == 0
-    assert main([*arguments, "6"]) == 0  # nothing left to make
-    assert len(trials.read_text().splitlines()) == 6
-    assert main([*arguments, "6", "sampling.tau=0.7"]) == 0  # other images: none of those will do
-    assert len(trials.read_text().splitlines()) == 12
-    shown = capsys.readouterr().out
-    verdict = json.loads(shown.splitlines()[-1])
-    assert "emoji_certified_0.88.json: not written: 3 prompts in the test part prove nothing" in shown
-    assert not list(tmp_path.glob("*certified*"))
-    assert verdict["trials"] == 6 and len(verdict["spearman_sobel"]) == 3
-    pipeline = load_pipeline(ModelSection(name="emoji", path="random:0", dtype="float32", device="cpu"))
-    facts = ModelFacts("emoji", 10, pipeline.weights_sha256)
+def command(folder: Path, *arguments: str) -> list[str]:
+    tiny = ["model.path=random:0", "model.device=cpu", "cluster.replicas.max=1", "output.unit_rows=2"]
+    output = [f"output.path={folder}/trials", "--out", str(folder / "policies")]
+    return [sys.executable, "-m", "jobs.calibrate", "conf/calibrate.yaml", *tiny, *output, *arguments]
+
+
+@pytest.fixture
+def calibrate(tmp_path: Path) -> Calibrate:
+    """Runs jobs.calibrate on conf/calibrate.yaml with seeded random weights, into `tmp_path`."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        asked = command(tmp_path, *arguments)
+        return subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+def test_killed_trials_are_resumed_and_become_policies(tmp_path: Path, calibrate: Calibrate) -> None:
+    """SIGKILL after the first unit: what was published stays as it is, the rest is made, and each image stands once."""
+    first = tmp_path / "trials" / "data" / "unit-000000000.parquet"
+    killed = subprocess.Popen(
+        command(tmp_path, "input.limit=8"), cwd=REPOSITORY, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    for _ in range(2400):
+        if first.exists() or killed.poll() is not None:
+            break
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    published = first.read_bytes()
+    done = calibrate("input.limit=8")
+    assert done.returncode == 0, done.stderr
+    assert "Resuming run" in done.stderr and first.read_bytes() == published
+    rows = pq.read_table(tmp_path / "trials" / "data").to_pylist()
+    assert sorted(row["position"] for row in rows) == list(range(8))
+    assert all(row["trial_ssim"].keys() == set(STRATEGY_NAMES) and row["trial_ssim"]["base"] == 1 for row in rows)
+    whole = subprocess.run(
+        [sys.executable, "-m", "jobs.verify", str(tmp_path / "trials"), "--full"],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert whole.returncode == 0, whole.stdout
+    assert "8 prompts put 4 in the test part, too few to certify a share of 0.1" in done.stdout
+    assert "emoji_certified_0.88.json: not written" in done.stdout
+    verdict = json.loads(done.stdout.splitlines()[-1])
+    assert verdict["trials"] == 8 and len(verdict["spearman_sobel"]) == 3
     for floor in (0.84, 0.86, 0.88):
-        content = json.loads((tmp_path / f"emoji_{floor}.json").read_text())
-        assert content["fit"]["num_trials"] == 6 and content["fit"]["prompts"].endswith("emoji_calibration.txt")
-        assert load_policy(str(tmp_path / f"emoji_{floor}.json"), facts).grid_scale == verdict["grid_scale"]
-
-
-def test_a_certified_policy_is_written_where_the_trials_prove_one_and_refused_elsewhere(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The trials are made up in the file that a first call has left; the certified file is then used by a run."""
-    trials = tmp_path / "trials.jsonl"
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f"{count} apples\n" for count in range(120)))
-    config = load_config("conf/calibrate.yaml", [MODEL, f"input.path={prompts}"])
-    pipeline = load_pipeline(config.model)
-    rules = sampling_rules(config, pipeline.config)
-    with trials.open("w") as file:
-        for request in _requests(config, pipeline, 120):
-            probes = {str(scale): {"sobel_change": 0.1, "fft_high_frequency_ratio": 0.2} for scale in range(4, 10)}
-            ssim = {name: 0.5 if name == "skip_3" else 0.95 for name in STRATEGY_NAMES} | {"base": 1.0}
-            made = {"id": request.id, "prompt": request.prompt, "ssim": ssim, "probes": probes}
-            file.write(json.dumps(made | {"made_from": _made_from(request, rules, pipeline)}) + "\n")
-    arguments = ["conf/calibrate.yaml", MODEL, f"input.path={prompts}", "--trials-file", str(trials)]
-    assert main([*arguments, "--out", str(tmp_path), "--trials", "120"]) == 0
-    assert "at most 0.1 of images have an SSIM to base under 0.88" in capsys.readouterr().out
-    path = str(tmp_path / "emoji_certified_0.88.json")
-    policy = resolve(replace(config, policy=path)).policy
-    (request,) = _requests(config, pipeline, 1)
-    decision = policy.decide(request, Probe(sobel_change=0.1, fft_high_frequency_ratio=0.2))
-    assert decision.strategy == "skip_2_uncond_1", "the cheapest of those that keep the floor"
-    other = load_config("conf/calibrate.yaml", [MODEL, f"policy={path}", "sampling.cfg=4"])
-    with pytest.raises(ConfigError, match=r"promises nothing for this cfg \(tested with 2.0, this run has 4.0\)"):
-        resolve(other)
-
-
-def test_too_few_prompts_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("an apple\n")
-    arguments = ["conf/calibrate.yaml", MODEL, f"input.path={prompts}", "--trials-file", str(tmp_path / "t.jsonl")]
-    assert main([*arguments, "--trials", "5"]) == 2
-    assert "1 usable requests, 5 trials were asked for" in capsys.readouterr().err
+        path = tmp_path / "policies" / f"emoji_{floor}.json"
+        assert json.loads(path.read_text())["fit"]["num_trials"] == 8
+        config = load_config("conf/emoji.yaml", ["model.path=random:0", f"policy={path}"])
+        assert resolve(config).policy.grid_scale == verdict["grid_scale"]
 
 
 def test_what_cannot_be_calibrated_is_told_before_any_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
+    (tmp_path / "prompts.txt").write_text("an apple\n")
+    output = f"output.path={tmp_path}/trials"
     cases = {
-        "at least 5 are needed": ["--trials", "0"],
-        f"--trials-file {tmp_path}: it is a folder": ["--trials", "6", "--trials-file", str(tmp_path)],
-        "it is a file": ["--trials", "6", "--trials-file", str(tmp_path / "t"), "--out", str(tmp_path / "file")],
+        "1 images; at least 5 are needed": [f"input.path={tmp_path}/prompts.txt", "--out", str(tmp_path / "policies")],
+        f"--out {tmp_path}/file: no folder for policy files": ["--out", str(tmp_path / "file")],
     }
     for message, arguments in cases.items():
-        assert main(["conf/calibrate.yaml", MODEL, *arguments]) == 2
+        assert main(["conf/calibrate.yaml", "model.path=random:0", output, *arguments]) == 2
         assert message in capsys.readouterr().err
+    assert not (tmp_path / "trials").exists()

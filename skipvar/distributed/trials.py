@@ -1,0 +1,65 @@
+"""The run that makes trials: where it is, and what it has."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from skipvar.config import RunConfig
+from skipvar.distributed.environment import resolve_paths
+from skipvar.distributed.generate import EXIT_ALL_ROWS, EXIT_STOPPED, generate, summary
+from skipvar.distributed.opening import FINGERPRINT_FIELD, fingerprint_parts, locate
+from skipvar.distributed.stopping import StopSignal
+from skipvar.engine.resolved import Resolved, resolve
+from skipvar.errors import InputError
+from skipvar.quality.calibrate import DELTA, PROMISES, check_number
+from skipvar.quality.trials import TrialTable, read_trials, what_trials_buy
+from skipvar.shards.cache import StoredFiles
+from skipvar.shards.ledger import SUCCESS_FILE, fingerprint
+from skipvar.shards.prompts import plan_input
+from skipvar.shards.storage import open_storage
+from skipvar.skip.policy import TRIALS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialsRun:
+    """The trials of a configuration's prompts."""
+
+    exit_code: int
+    output: str
+    resolved: Resolved
+    trials: TrialTable | None
+    """None: the run was stopped, and the same command goes on."""
+
+
+def make_trials_run(config: RunConfig, show: Callable[[str], None], *, says_what_they_buy: bool = False) -> TrialsRun:
+    """Make what is left of the trials, as a run like any other. Raises `SkipvarError` for what is found before work."""
+    config = replace(config, policy=TRIALS)
+    resolved = resolve(config, StoredFiles(config.storage))
+    plan = plan_input(resolve_paths(locate(config)), resolved.num_scales, resolved.max_image_pixels)
+    check_number(plan.num_requests)
+    if says_what_they_buy:
+        show(what_trials_buy(plan.num_rows, min(alpha for _, alpha in PROMISES), DELTA))
+    stop = StopSignal()
+    with stop.listening():
+        outcome = generate(config, stop)
+    show(summary(outcome))
+    trials = None
+    if outcome.exit_code != EXIT_STOPPED:
+        trials = _read(config, outcome.output, resolved)
+    return TrialsRun(exit_code=outcome.exit_code, output=outcome.output, resolved=resolved, trials=trials)
+
+
+def find_trials_run(config: RunConfig) -> TrialsRun:
+    """The finished run of a configuration's trials; `InputError` where there is none. Starts nothing."""
+    config = resolve_paths(locate(replace(config, policy=TRIALS)))
+    resolved = resolve(config, StoredFiles(config.storage))
+    plan = plan_input(config, resolved.num_scales, resolved.max_image_pixels)
+    output = config.output.path.replace(FINGERPRINT_FIELD, fingerprint(fingerprint_parts(config, resolved, plan)))
+    if not open_storage(output, config.storage).exists(SUCCESS_FILE):
+        raise InputError(f"{output}: no finished trials of this configuration; jobs.calibrate makes them.")
+    trials = _read(config, output, resolved)
+    return TrialsRun(exit_code=EXIT_ALL_ROWS, output=output, resolved=resolved, trials=trials)
+
+
+def _read(config: RunConfig, output: str, resolved: Resolved) -> TrialTable:
+    assert resolved.policy.decision_scale is not None
+    return read_trials(open_storage(output, config.storage), resolved.policy.decision_scale)
