@@ -292,8 +292,8 @@ class RunConfig:
     model: ModelSection = field(default_factory=ModelSection)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     policy: str | None = None
-    """A policy file, `fixed:<strategy>`, or `spread` (a strategy by hash of the id); null: `fixed:base`, every image
-    in full."""
+    """A policy file, `fixed:<strategy>`, `spread` (a strategy by hash of the id), or `trials` (every image under every
+    strategy, `base` kept and the others compared with it: jobs/calibrate.py); null: `fixed:base`, every image in full."""
     policy_force: bool = False
     """Use a policy that was fitted for another model, number of scales or decision scale."""
     engine: EngineConfig = field(default_factory=EngineConfig)

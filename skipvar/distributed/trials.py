@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 from skipvar.config import RunConfig
 from skipvar.distributed.environment import resolve_paths
-from skipvar.distributed.generate import EXIT_ALL_ROWS, EXIT_STOPPED, generate, summary
+from skipvar.distributed.generate import generate
 from skipvar.distributed.opening import FINGERPRINT_FIELD, fingerprint_parts, locate
+from skipvar.distributed.outcome import EXIT_ALL_ROWS, EXIT_STOPPED, summary
 from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.resolved import Resolved, resolve
 from skipvar.errors import InputError

@@ -10,14 +10,13 @@ from skipvar.config import RunConfig
 from skipvar.engine.batcher import Limits
 from skipvar.engine.engine import Engine
 from skipvar.engine.memory import plan_memory
-from skipvar.engine.resolved import DeviceReport, Resolved, check_sampling, resolve
+from skipvar.engine.resolved import DeviceReport, Resolved, resolve
 from skipvar.engine.runner import Runner
 from skipvar.engine.sampler import Sampler, SamplingRules
 from skipvar.engine.self_check import SelfCheck, make_batch_invariant
 from skipvar.engine.trials import TrialEngine, TrialRule
 from skipvar.errors import ConfigError, ModelError
 from skipvar.model.attention import TextPadding
-from skipvar.model.config import ModelConfig
 from skipvar.model.pipeline import Pipeline, load_pipeline
 
 logger = logging.getLogger(__name__)
@@ -27,7 +26,8 @@ def build_engine(config: RunConfig, resolved: Resolved | None = None, trial_rule
     """Loads the model, plans memory, checks batch invariance. All paths must be local.
 
     `resolved` is what the run was opened with (None: looked up here): a model that differs from it is a `ModelError`.
-    With a `trial_rule` the engine makes trials of all its requests. With `batch_invariant` it sets torch to one thread for the whole process.
+    With a `trial_rule` the engine makes trials of all its requests.
+    With `batch_invariant` it sets torch to one thread for the whole process.
     """
     resolved = resolved or resolve(config)
     pipeline = load_pipeline(replace(config.model, device=resolved.device, dtype=resolved.dtype))
@@ -66,12 +66,6 @@ def _text_padding(resolved: Resolved) -> TextPadding:
     if resolved.fixed_shapes:
         return TextPadding.FULL
     return TextPadding.NONE if resolved.batch_invariant else TextPadding.LONGEST
-
-
-def sampling_rules(config: RunConfig, model: ModelConfig) -> SamplingRules:
-    """What holds for all images of a run, checked against the model."""
-    size, layers = check_sampling(config, model)
-    return SamplingRules(size=size, guidance_layers=layers)
 
 
 def _check_same_model(pipeline: Pipeline, resolved: Resolved) -> None:

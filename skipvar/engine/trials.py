@@ -1,6 +1,7 @@
 """Trials: one image made under several strategies from one prefix, the raw material of calibration.
 
-Strategies that agree on a scale and all before it share that scale: the suffixes are a tree, grown in the working cache.
+Strategies that agree on a scale and all before it share that scale: the suffixes are a tree, grown in the
+working cache.
 """
 
 import time
@@ -19,7 +20,7 @@ from skipvar.engine.state import ImageState
 from skipvar.model.pipeline import Pipeline
 from skipvar.skip.probe import latent_numbers
 from skipvar.skip.strategy import STRATEGY_NAMES, Strategy, default_decision_scale, make_strategy
-from skipvar.types import Image, Probe, Request, Trial, TrialProbe
+from skipvar.types import Probe, Request, Trial, TrialProbe
 
 FIRST_GRID_SCALE = 3
 """Coarser grids show too little; finer ones than the decision scale's neighbour cost as much as the image."""

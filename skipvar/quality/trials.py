@@ -33,8 +33,6 @@ class TrialTable:
     """Mean of an image, by strategy, without the probe."""
     probe_seconds: dict[int, float]
     """Mean of taking the probe, by grid scale."""
-    early_grids: tuple[int, ...]
-    """Grids of the probes that were taken a scale before the decision; under `extras` of the scores."""
 
 
 def read_trials(storage: Storage, decision_scale: int) -> TrialTable:
@@ -43,7 +41,7 @@ def read_trials(storage: Storage, decision_scale: int) -> TrialTable:
     if not rows:
         raise InputError(f"{storage.uri}: holds no trials; jobs.calibrate makes them.")
     probe_seconds: dict[int, list[float]] = {}
-    scores, early = [], set()
+    scores = []
     for row in rows:
         probes, extras = {}, dict(row["trial_latents"])
         for entry, seconds in zip(row["trial_probes"], row["trial_probe_seconds"], strict=True):
@@ -52,7 +50,6 @@ def read_trials(storage: Storage, decision_scale: int) -> TrialTable:
                 probes[grid] = Probe(**entry)
                 probe_seconds.setdefault(grid, []).append(seconds)
             else:
-                early.add(grid)
                 extras |= {f"early_{name}_{grid}": value for name, value in entry.items()}
         group = str(row.get(GROUP_COLUMN) or "")
         scores.append(TrialScores(probes, row["trial_ssim"], row["prompt"], group, extras))
@@ -63,7 +60,6 @@ def read_trials(storage: Storage, decision_scale: int) -> TrialTable:
             name: float(np.mean([row["trial_seconds"][name] for row in rows])) for name in rows[0]["trial_seconds"]
         },
         probe_seconds={grid: float(np.mean(values)) for grid, values in sorted(probe_seconds.items())},
-        early_grids=tuple(sorted(early)),
     )
 
 

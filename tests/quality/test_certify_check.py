@@ -41,8 +41,6 @@ def test_a_test_that_always_passes_is_found_out(monkeypatch: pytest.MonkeyPatch)
     assert found["share_within_alpha"] < 0.5 and found["mean_rate"] > 0.06
 
 
-def test_the_command_refuses_too_few_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for content in ("", "not json\n"):
-        (tmp_path / "trials.jsonl").write_text(content)
-        assert main(["conf/calibrate.yaml", "--trials-file", str(tmp_path / "trials.jsonl")]) == 2
-        assert capsys.readouterr().err.count("\n") == 1
+def test_the_command_refuses_a_configuration_without_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conf/calibrate.yaml", "model.path=random:0", f"output.path={tmp_path}/none"]) == 2
+    assert "no finished trials of this configuration; jobs.calibrate makes them." in capsys.readouterr().err
