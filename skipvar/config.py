@@ -293,7 +293,7 @@ class RunConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     policy: str | None = None
     """A policy file, `fixed:<strategy>`, `spread` (a strategy by hash of the id), or `trials` (every image under every
-    strategy, `base` kept and the others compared with it: jobs/calibrate.py); null: `fixed:base`, every image in full."""
+    strategy, compared with `base`: jobs/calibrate.py); null: `fixed:base`, every image in full."""
     policy_force: bool = False
     """Use a policy that was fitted for another model, number of scales or decision scale."""
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -129,7 +129,8 @@ class _Checker:
         self._fingerprint = record["fingerprint"]
         self._is_full = full
         own = own_names(list(self._plan["columns"]))
-        policy = (record["parts"].get("policy") or {}).get("name")
+        policy = record["parts"].get("policy")
+        policy = policy.get("name") if isinstance(policy, dict) else policy
         standard = {column.name: _type_name(column.type) for column in dataset_schema(pa.schema([]), policy)}
         self._columns = {**standard, **{own[name]: kind for name, kind in self._plan["columns"].items()}}
 
