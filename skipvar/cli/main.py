@@ -16,6 +16,7 @@ COMMANDS = {
     "bench": ("skipvar.cli.bench", "time the engine, or the planning of a run"),
     "convert": ("skipvar.cli.convert", "convert Infinity's published weights"),
     "train_emoji": ("skipvar.cli.train_emoji", "train the embedded model"),
+    "make_prompts": ("skipvar.cli.make_prompts", "compose prompts for the embedded model"),
     "parity": ("skipvar.cli.parity", "compare with golden tensors of the reference"),
 }
 """By command: its module (imported only when it is asked for) and what it does."""

@@ -1,0 +1,50 @@
+"""Compose a set of prompts for the embedded model, of little detail, mixed, or of much.
+
+conf/prompts/emoji.txt is `mixed 96 --seed 1`; emoji_calibration.jsonl is `mixed 2000 --seed 2 --without
+conf/prompts/emoji.txt`.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from skipvar.cli.running import run_job
+from skipvar.errors import ConfigError
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.make_prompts") -> int:
+    """Parse the arguments, write the file and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("detail", choices=("plain", "mixed", "high"), help="how much detail the prompts ask for")
+    parser.add_argument("count", type=int, help="how many prompts, all different")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed composes the same prompts")
+    parser.add_argument("--without", type=Path, help="a text file of prompts whose pictures are left out")
+    parser.add_argument("--out", type=Path, required=True, help="a .txt, or a .jsonl that holds each prompt's group")
+    arguments = parser.parse_args(argv)
+    return run_job(lambda: _write(arguments))
+
+
+def _write(arguments: argparse.Namespace) -> int:
+    from skipvar.training.prompt_sets import compose
+
+    if not 1 <= arguments.count <= 2000:
+        raise ConfigError(f"count {arguments.count}: from 1 to 2000 prompts can be composed.")
+    if arguments.out.suffix not in (".txt", ".jsonl"):
+        raise ConfigError(f"--out {arguments.out}: give a name that ends with .txt or .jsonl.")
+    try:
+        without = arguments.without.read_text().splitlines() if arguments.without else []
+    except OSError as error:
+        raise ConfigError(f"--without {arguments.without} cannot be read ({error.strerror}).") from error
+    prompts = compose(arguments.detail, arguments.count, arguments.seed, without)
+    is_text = arguments.out.suffix == ".txt"
+    lines = [prompt.prompt if is_text else json.dumps(asdict(prompt)) for prompt in prompts]
+    try:
+        arguments.out.write_text("".join(f"{line}\n" for line in lines))
+    except OSError as error:
+        raise ConfigError(f"--out {arguments.out} cannot be written ({error.strerror}).") from error
+    print(f"{len(prompts)} prompts in {arguments.out}")
+    return 0
