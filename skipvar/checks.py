@@ -11,6 +11,18 @@ INT32_MAX, INT64_MAX = 2**31 - 1, 2**63 - 1
 MAX_SECONDS = 1e9
 """About thirty years: longer waits than the system's clocks take."""
 SHOWN_CHARACTERS = 100
+MESSAGE_CHARACTERS = 600
+"""A sentence of three lines in most terminals; of a longer one the middle is left out."""
+_SECRETS = (
+    (re.compile(r"://\S*@"), "://...@"),  # a user and a password before a host
+    (re.compile(r"(?<![\w/])[^\s/:@'\"(]+:[^\s@]+@(?=\w)"), "...@"),  # the same without a scheme
+    (
+        re.compile(r"(://[^\s/:@\[]+):(?!(?:port|\d*)(?![^\s/'\"?;,.)]))[^\s/'\";,]*"),
+        r"\1:...",
+    ),  # no port
+    (re.compile(r"\?(?=[^\s?=]*=)[^\s'\"]*"), "?..."),  # the query of a signed URL
+    (re.compile(r"(://[^\s'\"]*#)[^\s'\"]*"), r"\1..."),
+)
 
 
 def shown(value: Any) -> str:
@@ -29,6 +41,17 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 
+def message_of(error: BaseException | str) -> str:
+    """What may be shown and logged of an error: one line, of bounded length, without what could be a credential in an
+    address (user and password, query, fragment)."""
+    text = " ".join(str(error).split())
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    if len(text) > MESSAGE_CHARACTERS:
+        text = f"{text[: MESSAGE_CHARACTERS // 2 - 3]} ... {text[-MESSAGE_CHARACTERS // 2 + 2 :]}"
+    return text.encode("utf-8", "replace").decode()
+
+
 def require(is_accepted: bool, key: str, value: Any, accepted: str) -> None:
     """Raise `ConfigError` with the key, its value and what is accepted, unless it is."""
     if not is_accepted:
@@ -45,6 +68,8 @@ def check_scheme(key: str, path: str) -> None:
     scheme, separator, rest = path.partition("://")
     require(not separator or scheme == "s3", key, path, "a local path or s3://bucket/prefix")
     require(not separator or bool(rest.split("/")[0]), key, path, "s3:// followed by a bucket's name")
+    has_options = bool(separator) and ("@" in rest.split("/")[0] or re.search(r"\?[^/=]*=", rest) is not None)
+    require(not has_options, key, path, "s3://bucket/prefix without keys or options in it")
 
 
 def check_whole(

@@ -326,6 +326,7 @@ def _check_endpoint(url: str) -> None:
     try:
         parts = urlsplit(url)
         url_ok = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        url_ok = url_ok and not parts.query and not parts.fragment
     except ValueError:  # a bracket that does not close, a port that is no number
         parts, url_ok = urlsplit(""), False
     if parts.username or parts.password or (not url_ok and "@" in url):

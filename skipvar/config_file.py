@@ -5,6 +5,7 @@ key that is not known is never shown: it may be a secret in the wrong place.
 """
 
 import difflib
+import re
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
@@ -35,7 +36,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             try:
                 config = OmegaConf.merge(config, _nested(key, value))
             except UNREADABLE as error:
-                raise ConfigError(f"{key}: expected {_in_words(hint)}, found {shown(value)}.") from error
+                raise ConfigError(f"{key}: expected {_in_words(hint)}, found {_found(value)}.") from error
     try:
         return cast(RunConfig, OmegaConf.to_object(config))
     except UNREADABLE as error:  # an interpolation that leads nowhere
@@ -70,7 +71,9 @@ def _parse_override(text: str) -> tuple[str, dict[str, Any]]:
     key, equals, value_text = text.partition("=")
     key = key.strip()
     if not equals or not all(part.strip() for part in key.split(".")):
-        raise ConfigError(f"Override {shown(key)!r} is not understood; write key=value, for example input.limit=10.")
+        is_name = re.fullmatch(r"[a-z_.]+", key) is not None and bool(_nearest(key))  # else it may be a secret
+        which = repr(shown(key)) if is_name else f"of {len(text)} characters, without a key and '=',"
+        raise ConfigError(f"An override {which} is not understood; write key=value, for example input.limit=10.")
     try:
         value = OmegaConf.to_container(OmegaConf.create(f"value: {value_text}"))["value"]  # type: ignore[index, call-overload]
     except UNREADABLE:
@@ -107,10 +110,22 @@ def _leaves(tree: Any, section: type, origin: str, prefix: str = "") -> Iterator
 
 
 def _suggest(key: str) -> str:
+    nearest = _nearest(key)
+    return f"did you mean {nearest[0]}?" if nearest else "--print-config shows all keys."
+
+
+def _nearest(key: str) -> list[str]:
+    """The keys there are with this last name, else the one that is most alike, if any is."""
     known = list(_all_keys(RunConfig))
     by_name = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    nearest = by_name or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]}?" if nearest else "--print-config shows all keys."
+    return by_name or difflib.get_close_matches(key[:100], known, n=1, cutoff=0.5)
+
+
+def _found(value: Any) -> str:
+    """A value in a message. A mapping is not shown: its keys are as unknown as other ones."""
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
+        return "keys and values"
+    return shown(value)
 
 
 def _all_keys(section: type, prefix: str = "") -> Iterator[str]:

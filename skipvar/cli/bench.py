@@ -7,14 +7,12 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from skipvar.cli.running import read_config, run_job
+from skipvar.cli.running import Parser, read_config, run_job
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.bench") -> int:
     """Parse the arguments, measure, print and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "words", nargs="*", metavar="plan | driver | key=value", help="what to measure; values for the config"
     )

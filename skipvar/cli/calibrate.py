@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from skipvar.cli.running import read_config, run_job
+from skipvar.cli.running import Parser, read_config, run_job
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.calibrate") -> int:
     """Parse the arguments, make the trials, fit the policies and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file such as conf/calibrate.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that win over the file's")
     parser.add_argument("--out", type=Path, default=Path("conf/policies"), help="folder for the policy files")

@@ -10,15 +10,13 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from skipvar.cli.running import read_config, run_job
+from skipvar.cli.running import Parser, read_config, run_job
 from skipvar.errors import InputError
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.certify_check") -> int:
     """Parse the arguments, judge the splits and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="the YAML file that jobs.calibrate made the trials with")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that win over the file's")
     parser.add_argument("--floor", type=float, default=0.88, help="SSIM floor")

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from skipvar.cli.running import run_job
+from skipvar.cli.running import Parser, run_job
 from skipvar.errors import InputError
 from skipvar.model.convert import convert_checkpoint
 from skipvar.model.identity import read_config
@@ -14,7 +14,7 @@ from skipvar.model.presets import PRESETS
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.convert_checkpoint") -> int:
     """Parse the arguments, convert and return the exit code."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("--model", choices=sorted(PRESETS), help="the preset with the weights' sizes")
     parser.add_argument("--config", type=Path, help="sizes that no preset has: a config.json as this command writes it")
     parser.add_argument(

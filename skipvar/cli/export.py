@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from skipvar.cli.running import run_job
+from skipvar.cli.running import Parser, run_job
 from skipvar.config import StorageConfig
 from skipvar.shards.export import FORMS, export
 from skipvar.shards.storage import open_storage
@@ -13,7 +13,7 @@ from skipvar.shards.storage import open_storage
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.export") -> int:
     """Parse the arguments, write the other form and return the exit code."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("output", metavar="OUTPUT", help="a finished dataset: a folder or s3://bucket/prefix")
     parser.add_argument("--to", required=True, choices=sorted(FORMS), help="GenEval's folder tree or WebDataset's tars")
     parser.add_argument("destination", metavar="DEST", type=Path, help="a local folder that does not exist yet")

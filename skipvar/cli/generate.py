@@ -8,15 +8,13 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from skipvar.cli.running import read_config, run_job
+from skipvar.cli.running import Parser, read_config, run_job
 from skipvar.config_file import to_yaml
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.generate") -> int:
     """Parse the arguments, make the dataset and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file such as conf/emoji.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that win over the file's")
     parser.add_argument("--print-config", action="store_true", help="print every key with its value, and do nothing")

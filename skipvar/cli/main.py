@@ -5,6 +5,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from skipvar.cli.running import Parser
+
 COMMANDS = {
     "generate": ("skipvar.cli.generate", "make a dataset of images from prompts"),
     "submit": ("skipvar.cli.submit", "submit a run to a cluster, once, and wait for it"),
@@ -25,7 +27,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first argument names; returns its exit code."""
     lines = "\n".join(f"  {name:13} {what}" for name, (_, what) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="skipvar",
         description="Datasets of images from prompts, with late scales skipped per image.",
         epilog=f"commands:\n{lines}\n\n`skipvar COMMAND --help` tells more.",

@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from skipvar.cli.running import run_job
+from skipvar.cli.running import Parser, run_job
 from skipvar.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.make_prompts") -> int:
     """Parse the arguments, write the file and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("detail", choices=("plain", "mixed", "high"), help="how much detail the prompts ask for")
     parser.add_argument("count", type=int, help="how many prompts, all different")
     parser.add_argument("--seed", type=int, default=0, help="the same seed composes the same prompts")

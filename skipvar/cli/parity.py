@@ -9,14 +9,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from skipvar.cli.running import run_job
+from skipvar.cli.running import Parser, run_job
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.parity") -> int:
     """Parse the arguments, compare and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="laid out as tests/golden is")
     parser.add_argument("--json", action="store_true", help="print the last line only")
     arguments = parser.parse_args(argv)

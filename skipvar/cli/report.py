@@ -3,13 +3,13 @@
 import argparse
 from collections.abc import Sequence
 
-from skipvar.cli.running import run_job
+from skipvar.cli.running import Parser, run_job
 from skipvar.config import StorageConfig
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.report") -> int:
     """Parse the arguments, write the page, print where it is and return the exit code."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("output", metavar="OUTPUT", help="a folder or s3://bucket/prefix")
     parser.add_argument("--endpoint-url", help="the S3 endpoint, where the AWS environment does not name it")
     parser.add_argument("--region", help="the S3 region")

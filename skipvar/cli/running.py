@@ -1,14 +1,26 @@
 """What all commands share: errors become one sentence and an exit code."""
 
+import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from skipvar.checks import check_one_of
+from skipvar.checks import check_one_of, message_of
 from skipvar.config import RunConfig
 from skipvar.config_file import load_config
 from skipvar.errors import SkipvarError
 from skipvar.model.presets import find_preset
 from skipvar.skip.policy import check_spec
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments that are no command's are told as every other mistake is: one sentence, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        message = re.sub(r"(--?[\w-]+)=\S*", r"\1=...", message)  # the value of an unknown option may be a secret
+        print(f"error: {message_of(message).rstrip('.')}; {self.prog} --help tells what is accepted.", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def read_config(path: str, overrides: Sequence[str]) -> RunConfig:
@@ -29,5 +41,5 @@ def run_job(job: Callable[[], int]) -> int:
     try:
         return job()
     except SkipvarError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return error.exit_code

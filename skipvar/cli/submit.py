@@ -10,15 +10,13 @@ import os
 import shlex
 from collections.abc import Sequence
 
-from skipvar.cli.running import run_job
+from skipvar.cli.running import Parser, run_job
 from skipvar.distributed.stopping import StopSignal
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.submit") -> int:
     """Parse the arguments, submit and wait; returns the run's exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--address", default="http://127.0.0.1:8265", help="the cluster's job server")
     parser.add_argument("--submission-id", required=True, help="the run's name: a second submission joins the first")
     parser.add_argument("--date", default=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}", help="what {date} becomes")

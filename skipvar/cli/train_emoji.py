@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from skipvar.cli.running import run_job
+from skipvar.cli.running import Parser, run_job
 from skipvar.model.identity import EMBEDDED_FOLDER
 from skipvar.training.common import Folders
 from skipvar.training.data import fetch_packages
@@ -36,9 +36,7 @@ NEED_PICTURES = ("vae", "encode", "evaluate")
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.train_emoji") -> int:
     """Parse the arguments, run the stage or all of them, and return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[*ALL, "restore", "all"])
     parser.add_argument("--run", type=Path, default=Path("training_runs/emoji"), help="checkpoints, latents, logs")
     parser.add_argument("--packages", type=Path, default=Path("training_runs/packages"), help="the npm archives")

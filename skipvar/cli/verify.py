@@ -4,7 +4,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from skipvar.cli.running import run_job
+from skipvar.cli.running import Parser, run_job
 from skipvar.config import StorageConfig
 from skipvar.shards.storage import Storage, open_storage
 from skipvar.shards.verify import Verdict, unpublish, verify
@@ -12,7 +12,7 @@ from skipvar.shards.verify import Verdict, unpublish, verify
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.verify") -> int:
     """Parse the arguments, look at the dataset and return the exit code."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("output", metavar="OUTPUT", help="a folder or s3://bucket/prefix")
     parser.add_argument("--full", action="store_true", help="decode every image, not only a sample")
     parser.add_argument("--repair", action="store_true", help="name the units to make again; deletes nothing")

@@ -6,34 +6,50 @@ import time
 
 import torch
 
+from skipvar.checks import message_of
 from skipvar.config import BudgetConfig, RunConfig
+from skipvar.distributed.environment import resolve_paths
+from skipvar.distributed.opening import check_store_answers, locate, look_at_output
 from skipvar.engine.resolved import resolve, strategy_costs
 from skipvar.local import build_local_engine
 from skipvar.shards.cache import StoredFiles
 from skipvar.shards.prompts import plan_input, read_unit
-from skipvar.types import Request
+from skipvar.types import Failure, Request
 
 WARM_UP_IMAGES = 16
 
 
 def estimate(config: RunConfig) -> str:
     """A few lines for a person. Raises `SkipvarError` for what the run itself would refuse at start."""
+    config = resolve_paths(locate(config))
+    check_store_answers(config)
+    look_at_output(config)
     resolved = resolve(config, StoredFiles(config.storage))
     plan = plan_input(config, resolved.num_scales, resolved.max_image_pixels)
     costs = strategy_costs(resolved, config.sampling.aspect_ratio)
-    engine = build_local_engine(config, resolved)
-    items = itertools.islice(read_unit(plan.unit(0), plan.spec), WARM_UP_IMAGES)
+    items = list(itertools.islice(read_unit(plan.unit(0), plan.spec), WARM_UP_IMAGES))
     requests = [item for item in items if isinstance(item, Request)]
+    failures = [item for item in items if isinstance(item, Failure)]
+    head = [
+        f"prompts: {plan.num_rows}, images: {plan.num_requests}, units: {plan.num_units}",
+        f"policy: {resolved.policy.name}",
+    ]
+    if failures:
+        share = "all" if not requests else str(len(failures))
+        first = message_of(failures[0].message)
+        head.append(f"error rows: {share} of the first {len(items)} requests; the first: {first}")
+    if not requests:
+        return "\n".join([*head, "no time is estimated, since no row of the sample can be used"])
+    engine = build_local_engine(config, resolved)
     engine.submit(requests[:1])
     engine.drain()  # the first image pays for what is set up once
     started = time.perf_counter()
     engine.submit(requests)
     engine.drain()
-    seconds = (time.perf_counter() - started) / max(1, len(requests))
+    seconds = (time.perf_counter() - started) / len(requests)
     num_replicas = _num_replicas(config, plan.num_units, device=resolved.device)
     lines = [
-        f"prompts: {plan.num_rows}, images: {plan.num_requests}, units: {plan.num_units}",
-        f"policy: {resolved.policy.name}",
+        *head,
         "token-forwards an image (share of base):",
         *(f"  {name:9} {cost:>9,} ({cost / costs['base']:.0%})" for name, cost in costs.items()),
         f"one replica: {1 / seconds:.2f} images/s, measured on {len(requests)} images",

@@ -91,4 +91,7 @@ def check_output_stays(path: str, why: str, key: str = "output.path") -> None:
 def _absolute(path: Any) -> Any:
     if not isinstance(path, str) or "://" in path:
         return path
-    return str(Path(path).expanduser().absolute())
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError as error:
+        raise ConfigError(f"The path {path[:200]!r} cannot be used: its user is not known here.") from error

@@ -17,7 +17,7 @@ from skipvar.distributed.fleet import Fleet
 from skipvar.distributed.logs import StoredLog, log_name
 from skipvar.distributed.messages import Stopped, UnitDone
 from skipvar.distributed.metrics import Metrics
-from skipvar.distributed.opening import OpenRun, check_store_answers, known_input, locate, open_run
+from skipvar.distributed.opening import OpenRun, check_store_answers, known_input, locate, look_at_output, open_run
 from skipvar.distributed.outcome import Outcome, conclude
 from skipvar.distributed.prometheus import RunMetrics
 from skipvar.distributed.replica import EngineFactory
@@ -43,6 +43,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
         stop.stop_after(config.max_seconds)
     config = resolve_paths(locate(config))
     check_store_answers(config)
+    look_at_output(config)
     with StoredLog() as log, _library_log(log), connect(config) as cluster:
         resolved = resolve(config, StoredFiles(config.storage), cluster.device)
         plan = plan_input(config, resolved.num_scales, resolved.max_image_pixels, known_input(config))

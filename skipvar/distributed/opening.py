@@ -14,7 +14,7 @@ from typing import Any
 from skipvar.config import RunConfig, to_dict
 from skipvar.engine.resolved import Resolved
 from skipvar.shards.lease import Lease, acquire
-from skipvar.shards.ledger import Ledger, fingerprint
+from skipvar.shards.ledger import FINGERPRINT_DIGITS, Ledger, fingerprint
 from skipvar.shards.prompts import Plan, PublishedInput, find_published, publish_input
 from skipvar.shards.rows import InputSpec
 from skipvar.shards.storage import Storage, open_storage
@@ -97,11 +97,19 @@ def check_store_answers(config: RunConfig) -> None:
     A mistyped endpoint is told after half a minute, not after `storage.retry_seconds`.
     """
     inputs = config.input.path if isinstance(config.input.path, list) else [config.input.path]
-    uri = next((uri for uri in [config.output.path, *inputs] if uri.startswith("s3://")), None)
+    model = config.model
+    asked = [config.output.path, *inputs, config.policy, model.path, model.vae_path, model.text_encoder_path]
+    uri = next((uri for uri in asked if uri is not None and uri.startswith("s3://")), None)
     if uri is not None:
         hurried = replace(config.storage, retry_seconds=min(config.storage.retry_seconds, START_PATIENCE_SECONDS))
         bucket, _, key = uri.removeprefix("s3://").partition("/")
         next(open_storage(f"s3://{bucket}", hurried).list(re.split(r"[{*?[]", key)[0]), None)
+
+
+def look_at_output(config: RunConfig) -> None:
+    """Raise where it is plain that the output cannot be written, before anything is planned. Writes nothing."""
+    storage = replace(config.storage, retry_seconds=min(config.storage.retry_seconds, START_PATIENCE_SECONDS))
+    open_storage(config.output.path.replace(FINGERPRINT_FIELD, "0" * FINGERPRINT_DIGITS), storage).look()
 
 
 def known_input(config: RunConfig) -> PublishedInput | None:

@@ -4,7 +4,6 @@ Nothing is unpickled: `.pth` files are opened with `weights_only=True`. A left-o
 a `ModelError` that names it.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from skipvar.errors import ModelError
+from skipvar.model.look import read_index
 
 State = dict[str, Tensor]
 
@@ -44,12 +44,11 @@ def _read_folder(folder: Path) -> State:
     """A Hugging Face folder: `*.index.json` lists the shards; without an index its one weights file counts."""
     indices = sorted(folder.glob("*.index.json"))
     if indices:
-        index = json.loads(indices[0].read_text())
-        shards = sorted({folder / name for name in index["weight_map"].values()})
+        names, shards = read_index(indices[0])
         state: State = {}
         for shard in shards:
             state |= read_state(shard)
-        absent = sorted(set(index["weight_map"]) - set(state))
+        absent = sorted(names - set(state))
         if absent:
             raise ModelError(f"{indices[0]}: lists tensors that its shards lack: {_some(absent)}")
         return state

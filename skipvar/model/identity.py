@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from skipvar.config import ModelSection
 from skipvar.errors import ConfigError, ModelError
 from skipvar.model.config import ModelConfig, ScheduleConfig, TransformerConfig, VaeConfig
+from skipvar.model.look import look_at_converted, look_at_text_encoder, look_at_weights
 from skipvar.model.presets import PRESETS
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "emoji"
@@ -61,15 +62,24 @@ def identify(section: ModelSection, files: Files | None = None) -> ModelIdentity
     place = converted_folder(section)
     content = _read_json(files, f"{place}/config.json")
     if content is None or content.get("format") != FORMAT:
+        if "://" not in place and not _exists(place):
+            raise ConfigError(f"model.path: {place} does not exist; give the model's folder or weights file")
         paths = official_paths(section)
+        _look_at_official(paths, PRESETS[section.name])
         return ModelIdentity(config=PRESETS[section.name], weights_sha256=_hashes(files, paths))
     for file in NETWORKS.values():
         if "://" not in place and not Path(place, file).exists():
             raise ModelError(f"{place}: {file} is missing; convert the model again (jobs.convert_checkpoint)")
+    config = parse_config(content, f"{place}/config.json")
+    if "://" not in place:
+        look_at_converted(Path(place), NETWORKS, config)
     hashes = content.get("weights_sha256")
+    is_known = isinstance(hashes, dict) and all(isinstance(hashes.get(name), str) for name in NETWORKS)
+    if hashes is not None and not is_known:
+        raise ModelError(f"{place}/config.json: weights_sha256 must give a text for each of {', '.join(NETWORKS)}")
     if hashes is None:
         hashes = _hashes(files, {name: f"{place}/{file}" for name, file in NETWORKS.items()})
-    return ModelIdentity(config=parse_config(content, f"{place}/config.json"), weights_sha256=hashes)
+    return ModelIdentity(config=config, weights_sha256=hashes)
 
 
 def converted_folder(section: ModelSection) -> str:
@@ -162,6 +172,26 @@ def _hashes(files: Files, paths: Mapping[str, str]) -> dict[str, str]:
         except OSError as error:
             raise ModelError(f"{path}: no such weights file or folder") from error
     return hashes
+
+
+def _look_at_official(paths: Mapping[str, str], config: ModelConfig) -> None:
+    """Raise `ModelError` where a local file is missing, cut off, or a T5 of another size."""
+    for name, path in paths.items():
+        if "://" in path:
+            continue
+        if not _exists(path):
+            raise ModelError(f"{path}: no such weights file or folder")
+        if name == "text_encoder":
+            look_at_text_encoder(Path(path), config)
+        else:
+            look_at_weights(Path(path))
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # a name too long for any file
+        return False
 
 
 def _read_json(files: Files, uri: str) -> dict[str, Any] | None:

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from skipvar.errors import ConfigError, NotFoundError, StorageError
 from skipvar.shards.card import dataset_card
@@ -27,6 +26,7 @@ from skipvar.shards.unitfile import (
     data_name,
     parse_data_name,
     parse_error_name,
+    read_columns,
     read_unit_footer,
 )
 from skipvar.types import RequestKey, Unit
@@ -201,9 +201,8 @@ class Ledger:
         if footer.errors is None:
             return frozenset()
         try:
-            with self._storage.open(footer.errors) as file:
-                table = pq.read_table(file, columns=["position", "image_index"])
-        except pa.ArrowException as error:
+            table = read_columns(self._storage, footer.errors, ["position", "image_index"])
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise StorageError(f"{self._storage.uri}/{footer.errors} is not a readable Parquet file.") from error
         return frozenset(zip(*(column.to_pylist() for column in table.columns), strict=True))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from skipvar.checks import require
 from skipvar.config import RunConfig
 from skipvar.errors import ConfigError, InputError, RowError
 from skipvar.shards.inputs import Inputs
@@ -179,7 +180,11 @@ class _PlannedFile:
 def _prompts_per_unit(config: RunConfig, max_image_pixels: int | None) -> int:
     rows = config.output.unit_rows
     if max_image_pixels is not None:
-        rows = min(rows, config.output.max_file_bytes // (max_image_pixels * CHANNELS))
+        most = max(1, config.output.max_file_bytes // (max_image_pixels * CHANNELS))
+        count = config.sampling.images_per_prompt
+        accepted = f"a whole number of 1 or more, up to {most}: more images do not fit output.max_file_bytes"
+        require(count <= most, "sampling.images_per_prompt", count, accepted)
+        rows = min(rows, most)
     return max(1, rows // config.sampling.images_per_prompt)
 
 

@@ -23,6 +23,7 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
+from skipvar.checks import message_of
 from skipvar.config import StorageConfig
 from skipvar.errors import ConfigError, NotFoundError, StorageError
 from skipvar.types import Entry
@@ -86,16 +87,20 @@ class S3Storage:
         self._prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
         self.uri = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
         self._retry_seconds = config.retry_seconds
+        self._start_patience = min(config.retry_seconds, PROBE_RETRY_SECONDS)
         try:
             self._client = _client(config)
         except (BotoCoreError, ValueError) as error:
             raise ConfigError(f"The S3 settings are not usable: {error}.") from error
         self._endpoint = _shown_endpoint(self._client.meta.endpoint_url)
 
+    def look(self) -> None:
+        self._check_bucket()
+
     def probe(self) -> None:
         self._check_bucket()
         name = f"_probe/{uuid.uuid4().hex}"
-        first, second = (self._put(name, b"probe", absent=True, patience=PROBE_RETRY_SECONDS) for _ in range(2))
+        first, second = (self._put(name, b"probe", absent=True, patience=self._start_patience) for _ in range(2))
         self.delete(name)
         if not first or second:
             raise StorageError(
@@ -106,7 +111,7 @@ class S3Storage:
     def _check_bucket(self) -> None:
         """A missing bucket, by name: some servers would make one on the first write."""
         try:
-            self._call(f"use {self.uri}", lambda: self._client.head_bucket(Bucket=self._bucket), PROBE_RETRY_SECONDS)
+            self._call(f"use {self.uri}", lambda: self._client.head_bucket(Bucket=self._bucket), self._start_patience)
         except NotFoundError:
             raise StorageError(f"Cannot use {self.uri}: {_REMEDIES['NoSuchBucket']}.") from None
         except _AccessDenied:
@@ -268,7 +273,7 @@ class _RangeReader(io.RawIOBase):
 def _client(config: StorageConfig) -> Any:
     options = Config(
         retries={"mode": "adaptive", "max_attempts": 3},
-        connect_timeout=5,
+        connect_timeout=min(5.0, max(1.0, config.retry_seconds / 3)),  # an address where nothing answers at all
         read_timeout=60,
         tcp_keepalive=True,
         max_pool_connections=32,
@@ -301,9 +306,8 @@ def _is_passing(error: BaseException) -> bool:
 
 def _log_retry(what: str, state: tenacity.RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    logger.warning(
-        "could not %s (%s); trying again, attempt %d", what, _code(error) if error else "?", state.attempt_number + 1
-    )
+    reason = _code(error) if error else "?"
+    logger.warning("could not %s (%s); trying again, attempt %d", message_of(what), reason, state.attempt_number + 1)
 
 
 def _shown_endpoint(url: str) -> str:

@@ -24,6 +24,9 @@ class Storage(Protocol):
 
     uri: str
 
+    def look(self) -> None:
+        """Raise, writing nothing, where it is plain that objects cannot be written here."""
+
     def probe(self) -> None:
         """Show, before any work, that objects can be written here and that put-if-absent is honoured."""
 
@@ -92,8 +95,23 @@ class LocalStorage:
             self.root = Path(uri).expanduser().absolute()
         except RuntimeError as error:  # ~user, and there is no such user
             raise ConfigError(f"The location {uri[:200]!r} cannot be used: its user is not known here.") from error
+        try:
+            self.root.exists()
+        except (OSError, ValueError) as error:  # a name too long for any file
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"The location {uri[:200]!r} cannot be used: {reason}.") from error
         self.uri = str(self.root)
         self._clean_temporary()
+
+    def look(self) -> None:
+        place = next(path for path in (self.root, *self.root.parents) if os.path.lexists(path))
+        if not place.is_dir():
+            raise ConfigError(
+                f"output.path: {self.root} cannot be a folder, since {place} is none; give another location."
+            )
+        if not os.access(place, os.W_OK | os.X_OK):
+            error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            raise explain_os_error(error, f"write to {place}")
 
     def probe(self) -> None:
         name = f"_probe-{uuid.uuid4().hex}"  # in no folder of its own: removing that would race with another run

@@ -285,3 +285,65 @@ def test_inputs_that_do_not_go_together(config_file: Path, capsys: pytest.Captur
     refused(capsys, [str(config_file), f"input.path={folder}"], "is a folder")
     refused(capsys, [str(config_file), f"input.path=[{folder}/a.csv,{folder}/b.parquet]"], "another type")
     refused(capsys, [str(config_file), f"input.path={folder}/a.csv", "input.id_column=name"], "input.id_column")
+
+
+ECHOED = [
+    "https://user:geheim@host/a.txt",
+    "/tmp/a.txt?X-Amz-Signature=geheim",
+    "s3://bucket/a.txt?X-Amz-Signature=geheim",
+    "s3://user:geheim@bucket/a.txt",
+    "http://host:geheim/a",
+    "http://host/#geheim",
+]
+
+
+@pytest.mark.parametrize("address", ECHOED)
+@pytest.mark.parametrize("key", ["input.path", "model.path", "output.path", "policy", "storage.endpoint_url"])
+def test_no_message_repeats_what_an_address_hides(
+    key: str, address: str, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert SECRET not in checks.message_of(f"{key}: {address} cannot be read; give another.")
+    if (key, address[0]) != ("output.path", "/"):  # a good name of a folder
+        assert main([str(config_file), f"{key}={address}"]) == 2
+        shown = capsys.readouterr()
+        assert SECRET not in shown.out + shown.err and shown.err.startswith("error: ")
+
+
+def test_what_has_no_key_may_be_a_secret(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for argument in (SECRET, f"aws_secret_access_key: {SECRET}", f"storage.region.x={SECRET}"):
+        refused(capsys, [str(config_file), argument], "")
+        main([str(config_file), argument])
+        assert SECRET not in capsys.readouterr().err
+    refused(capsys, [str(config_file), "input.limit"], "'input.limit' is not understood; write key=value")
+    with pytest.raises(SystemExit) as ended:
+        main([str(config_file), f"--no-such-option={SECRET}"])
+    shown = capsys.readouterr().err
+    assert ended.value.code == 2 and shown.startswith("error: ") and shown.count("\n") == 1 and SECRET not in shown
+
+
+def test_messages_are_cut_and_say_their_end() -> None:
+    text = checks.message_of("begin " + "x" * 5000 + " end.\nsecond")
+    assert len(text) <= checks.MESSAGE_CHARACTERS and text.startswith("begin") and text.endswith("end. second")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("{file}", "cannot be a folder"),
+        ("{file}/deeper/out", "cannot be a folder"),
+        ("~nosuchuser/out", "its user is not known"),
+        ("/tmp/" + "x" * 300, "File name too long"),
+        ("/tmp/" + "y/" * 3000, "File name too long"),
+    ],
+)
+@pytest.mark.parametrize("option", [[], ["--dry-run"]])
+def test_an_output_that_cannot_be(
+    path: str, expected: str, option: list[str], config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = path.replace("{file}", str(config_file))
+    refused(capsys, [str(config_file), f"output.path={path}", "model.path=random:0", *option], expected)
+
+
+def test_more_images_than_a_unit_holds(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["model.path=random:0", "sampling.images_per_prompt=2000000000"]
+    refused(capsys, [str(config_file), *overrides], "do not fit output.max_file_bytes")

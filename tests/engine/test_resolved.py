@@ -73,6 +73,9 @@ def test_other_weights_than_the_run_s_are_refused(folder: Path) -> None:
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        resolve(RunConfig(model=ModelSection(path=str(tmp_path / "missing"))))
+    (tmp_path / "none").mkdir()
     with pytest.raises(ConfigError, match=r"model\.vae_path is needed"):
         resolve(RunConfig(model=ModelSection(path=str(tmp_path / "none"))))
     missing = ModelSection(name="infinity_2b", path=f"{tmp_path}/a", vae_path=f"{tmp_path}/b", text_encoder_path="/c")

@@ -1,0 +1,197 @@
+"""A look at a model's files before anything is started: what headers and JSON tell is not left for a replica to find.
+
+Weights are not read. No torch.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from skipvar.errors import ModelError
+from skipvar.model.config import ModelConfig
+
+MAX_HEADER_BYTES = 100 << 20
+"""As safetensors itself has it."""
+_TYPE_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer_config.json")
+
+Shapes = dict[str, tuple[int, ...]]
+"""Tensors' shapes by name."""
+
+
+def look_at_converted(folder: Path, networks: Mapping[str, str], config: ModelConfig) -> None:
+    """Raise `ModelError` where a file of a converted model is cut off or belongs to networks of other sizes.
+
+    `networks`: where each lies in the folder.
+    """
+    _expect(folder / networks["transformer"], _transformer_shapes(config))
+    _expect(folder / networks["vae"], _vae_shapes(config))
+    look_at_text_encoder(folder / networks["text_encoder"], config)
+
+
+def look_at_weights(path: Path) -> Shapes:
+    """The shapes in a safetensors file or a folder with some; none of other kinds of files.
+
+    Raises `ModelError` where a file is cut off, an index names a file that is not there, or there are no weights.
+    """
+    if path.is_dir():
+        indices = sorted(path.glob("*.index.json"))
+        files = read_index(indices[0])[1] if indices else sorted(path.glob("*.safetensors"))
+        return {name: shape for file in files for name, shape in look_at_weights(file).items()}
+    if path.stat().st_size == 0:
+        raise ModelError(f"{path}: the file is empty; fetch or convert it again")
+    return _header(path) if path.suffix == ".safetensors" else {}
+
+
+def read_index(path: Path) -> tuple[set[str], list[Path]]:
+    """The tensors that an index of shards (`*.index.json`) lists, and the shards. Raises `ModelError`."""
+    content = read_object(path, "an index of shards")
+    shards = content.get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(_is_file_name(name) for name in shards.values()):
+        raise ModelError(f"{path}: no index of shards; its weight_map must name for each tensor a file beside it")
+    files = [path.parent / name for name in sorted(set(shards.values()))]
+    for file in files:
+        if not file.is_file():
+            raise ModelError(f"{path}: names {file.name}, which is not there; fetch the whole folder again")
+    return set(shards), files
+
+
+def look_at_text_encoder(folder: Path, config: ModelConfig) -> None:
+    """Raise `ModelError` where a T5's folder lacks a part, or its features or its tokenizer are of another size."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no text encoder there (expected a folder with config.json, weights and tokenizer)")
+    content = read_object(folder / "config.json", "a T5's configuration")
+    sizes = {name: content.get(name) for name in ("d_model", "num_layers", "vocab_size")}
+    if content.get("model_type") not in ("t5", "mt5", "umt5") or not all(_is_size(size) for size in sizes.values()):
+        raise ModelError(f"{folder / 'config.json'}: not a T5's configuration (it lacks model_type t5 or a size)")
+    width = config.transformer.text_width
+    if sizes["d_model"] != width:
+        raise ModelError(f"{folder}: its features have {sizes['d_model']} channels, the model's text_width is {width}")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(f"{folder}: no tokenizer there; one of {', '.join(_TOKENIZER_FILES)} is needed")
+    if (folder / "tokenizer.json").is_file():
+        _check_tokenizer(folder / "tokenizer.json", int(sizes["vocab_size"] or 0))
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ModelError(f"{folder}: no weights there (model.safetensors, shards with an index, or pytorch_model.bin)")
+    shapes = look_at_weights(folder)
+    expected = {"shared.weight": (sizes["vocab_size"], width)} if "shared.weight" in shapes else {}
+    if shapes:
+        last = f"encoder.block.{int(sizes['num_layers'] or 0) - 1}.layer.0.SelfAttention.q.weight"
+        _compare(folder, shapes, {**expected, last: None})
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """A JSON file that holds an object; `ModelError` says that it is not `what`."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError):
+        raise ModelError(f"{path}: not {what} (it is no valid JSON); fetch or convert the model again") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: not {what} (a JSON object is accepted)")
+    return content
+
+
+def _check_tokenizer(path: Path, vocab_size: int) -> None:
+    content = read_object(path, "a tokenizer")
+    model, added = content.get("model"), content.get("added_tokens") or []
+    entries = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(entries, dict | list) or not isinstance(added, list):
+        raise ModelError(f"{path}: not a tokenizer (it has no vocabulary); fetch or convert the model again")
+    ids = list(entries.values()) if isinstance(entries, dict) else list(range(len(entries)))
+    ids += [token.get("id") for token in added if isinstance(token, dict)]
+    largest = max((id for id in ids if isinstance(id, int)), default=-1)
+    if not 0 <= largest < vocab_size:
+        raise ModelError(
+            f"{path}: its largest token is {largest}, the encoder has rows for {vocab_size}; it is another T5's"
+        )
+
+
+def _transformer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...] | None]:
+    """Tensors that tell a transformer's sizes; None: one of any shape."""
+    sizes = config.transformer
+    return {
+        "unconditional_text": (sizes.text_max_tokens, sizes.text_width),
+        "token_embedding.weight": (sizes.width, sizes.bits_per_token),
+        "level_embedding": (sizes.num_level_embeddings, sizes.width),
+        "head.weight": (2 * sizes.bits_per_token, sizes.width),
+        f"blocks.{sizes.depth - 1}.mlp.up.weight": (sizes.mlp_width, sizes.width),
+        f"blocks.{sizes.depth}.mlp.up.weight": (),  # there is no such block
+    }
+
+
+def _vae_shapes(config: ModelConfig) -> dict[str, tuple[int, ...] | None]:
+    sizes = config.vae
+    width = sizes.base_width * sizes.width_multipliers[-1]
+    return {
+        "decoder.conv_in.weight": (width, sizes.latent_channels, 3, 3),
+        "decoder.conv_out.weight": (3, sizes.base_width * sizes.width_multipliers[0], 3, 3),
+        f"decoder.levels.{len(sizes.width_multipliers) - 1}.blocks.{sizes.num_res_blocks}.conv1.weight": None,
+    }
+
+
+def _expect(path: Path, expected: Mapping[str, tuple[int, ...] | None]) -> None:
+    _compare(path, look_at_weights(path), expected)
+
+
+def _compare(path: Path, shapes: Shapes, expected: Mapping[str, tuple[int | None, ...] | None]) -> None:
+    for name, wanted in expected.items():
+        found = shapes.get(name)
+        if wanted == ():
+            if found is not None:
+                raise ModelError(f"{path}: has {name}, which the model's configuration does not know")
+        elif found is None:
+            raise ModelError(f"{path}: lacks {name}, which the model's configuration asks for")
+        elif wanted is not None and _without_ones(found) != _without_ones(wanted):
+            raise ModelError(f"{path}: {name} has shape {found}, the model's configuration wants {wanted}")
+
+
+def _without_ones(shape: tuple[int | None, ...]) -> list[int | None]:
+    return [size for size in shape if size != 1]
+
+
+def _header(path: Path) -> Shapes:
+    """The tensors of a safetensors file, whose header must fit the file's length."""
+    again = "the file is cut off or damaged; fetch or convert it again"
+    try:
+        with path.open("rb") as stream:
+            size = path.stat().st_size
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+                raise ModelError(f"{path}: not a safetensors file of this length ({size} bytes): {again}")
+            content = json.loads(stream.read(length))
+        tensors = {name: entry for name, entry in content.items() if name != "__metadata__"}
+        end = 0
+        shapes: Shapes = {}
+        for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
+            start, stop = entry["data_offsets"]
+            shapes[name] = tuple(int(size) for size in entry["shape"])
+            num_bytes = math.prod(shapes[name]) * _TYPE_BYTES[entry["dtype"]]
+            if start != end or stop - start != num_bytes or min(shapes[name], default=1) < 0:
+                raise ValueError(f"the place of {name[:80]}")
+            end = stop
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise ModelError(f"{path}: its safetensors header cannot be read: {again}") from error
+    if 8 + length + end != size:
+        raise ModelError(f"{path}: has {size} bytes, its header tells of {8 + length + end}: {again}")
+    if not shapes:
+        raise ModelError(f"{path}: holds no tensors")
+    return shapes
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
