@@ -104,7 +104,14 @@ class Image:
     """Token-forwards run over those of `base`, in (0, 1]."""
     engine_seconds: float
     """Share of the engine's time: each batch's seconds divided by its images."""
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    """The same by phase: text, prefix, probe, suffix, decode."""
     audit_ssim: float | None = None
+    """Similarity to what `base` makes of the request; None where it was not audited."""
+    base_pixels: "np.ndarray | None" = None
+    """What `base` makes of it, where that was made for an audit; as `pixels`."""
+    base_seconds: float | None = None
+    """What `base` takes of the engine's time, where it was audited; as `engine_seconds`."""
     trial: Trial | None = None
     """In a run whose policy is `trials`; the pixels are then those of `base`."""
 

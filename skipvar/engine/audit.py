@@ -1,7 +1,7 @@
 """Audited images: made as decided, then once more under `base` from the same prefix, in the slot they still hold."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,3 +25,19 @@ class Audited:
     at_decision: Snapshot
     image: Image | None = None
     """As it was decided; None: not made yet."""
+
+
+def with_base(image: Image, base: np.ndarray, seconds: float, rule: AuditRule) -> Image:
+    """An image with what its twin under `base` says of it; `seconds` are those of both together.
+
+    The twin shares text and prefix with it, and needs no probe.
+    """
+    shared = sum(image.phase_seconds.get(phase, 0.0) for phase in ("text", "prefix"))
+    ssim = float(rule.similarity(image.pixels[None], base[None])[0])
+    return replace(image, audit_ssim=ssim, base_pixels=base, base_seconds=seconds - image.engine_seconds + shared)
+
+
+def as_its_own_base(image: Image) -> Image:
+    """An audited image for which `base` was chosen: but for the probe it is its own twin."""
+    seconds = image.engine_seconds - image.phase_seconds.get("probe", 0.0)
+    return replace(image, audit_ssim=1.0, base_seconds=seconds)

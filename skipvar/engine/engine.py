@@ -4,13 +4,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
 
-from skipvar.engine.audit import Audited, AuditRule
+from skipvar.engine.audit import Audited, AuditRule, as_its_own_base, with_base
 from skipvar.engine.batcher import Batch, Batcher, Bucket, Limits, Stream
 from skipvar.engine.resolved import DeviceReport
 from skipvar.engine.runner import Runner
@@ -181,14 +181,13 @@ class Engine:
         if audited is not None and audited.image is not None:
             del self._audited[image.request.key]
             assert self.audit_rule is not None
-            ssim = float(self.audit_rule.similarity(audited.image.pixels[None], pixels[None])[0])
-            return replace(audited.image, audit_ssim=ssim)
+            return with_base(audited.image, pixels, sum(image.seconds.values()), self.audit_rule)
         run, base = image.token_forwards()
         self.statistics.token_forwards_run += run
         self.statistics.token_forwards_saved += base - run
         made = image.finish(pixels)
         if audited is None:
-            return replace(made, audit_ssim=1.0) if image.is_base and self._is_drawn(image.request) else made
+            return as_its_own_base(made) if image.is_base and self._is_drawn(image.request) else made
         audited.image = made
         image.restore(audited.at_decision)
         image.strategy = make_strategy("base", image.schedule.num_scales)
@@ -287,4 +286,4 @@ class Engine:
         seconds = time.perf_counter() - start
         self.statistics.seconds[what] += seconds
         for image in images:
-            image.seconds += seconds / len(images)
+            image.seconds[what] = image.seconds.get(what, 0.0) + seconds / len(images)

@@ -1,7 +1,7 @@
 """One image on its way: all that it needs to go on in any batch, but for keys and values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -46,7 +46,8 @@ class ImageState:
     probe: Probe | None = None
     strategy: Strategy | None = None
     scores: Mapping[str, float] | None = None
-    seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Its share of the engine's time, by phase."""
 
     @property
     def is_guided(self) -> bool:
@@ -95,5 +96,6 @@ class ImageState:
             strategy_scores=self.scores,
             scales_run=self.strategy.num_scales_run,
             cost_share=run / base,
-            engine_seconds=self.seconds,
+            engine_seconds=sum(self.seconds.values()),
+            phase_seconds=dict(self.seconds),
         )

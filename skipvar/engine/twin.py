@@ -27,7 +27,7 @@ def generate_one(
         pass
     batch.settle()
     pixels = to_uint8(pipeline.decode(batch.code_sum)).cpu().numpy()[0]
-    image.seconds = time.perf_counter() - start
+    image.seconds["twin"] = time.perf_counter() - start
     return image.finish(pixels)
 
 

@@ -1,31 +1,40 @@
-"""What the report of a run tells, gathered from what is published: aggregates of all rows, samples of the rest."""
+"""What the report of a run tells, gathered from what is published: aggregates of all rows, samples of the rest.
+
+Every data file is read once, and of it only small columns; pictures are read of a few. So a night of a million images
+takes little memory and a page of a few megabytes.
+"""
 
 import base64
+import heapq
 import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from skipvar.errors import StorageError
+from skipvar.errors import NotFoundError, StorageError
 from skipvar.quality.audit import AuditResult, summarize
 from skipvar.shards.ledger import RUN_FILE, Ledger
+from skipvar.shards.pairs import AuditPair, pairs_name, read_pairs, small, worst
 from skipvar.shards.storage import Storage
-from skipvar.shards.unitfile import DATA, ERRORS, parse_data_name, parse_error_name
-from skipvar.types import Entry
+from skipvar.shards.unitfile import DATA, ERRORS, UnitFooter, parse_data_name, parse_error_name
 
 MAX_PICTURES = 96
+MAX_PAIRS_SHOWN = 24
 MAX_POINTS = 1500
-THUMBNAIL_SIDE = 192
-_COLUMNS = [
-    "position", "image_index", "strategy", "probe_sobel_change", "probe_fft_high_frequency_ratio", "cost_share",
-    "engine_seconds", "audit_ssim",
-]  # fmt: skip
+_THREADS = 8
+_STREAM_BYTES = 1 << 16
+_PROBES = ("probe_sobel_change", "probe_fft_high_frequency_ratio")
+_COLUMNS = [*_PROBES, "strategy", "cost_share", "engine_seconds", "audit_ssim", "created_at"]
 
 
 @dataclass(frozen=True)
@@ -38,38 +47,112 @@ class Thumbnail:
     height: int
     prompt: str
     strategy: str
-    audit_ssim: float | None
+
+
+@dataclass(frozen=True)
+class PairShown:
+    """An audited image of the gallery beside `base`: three `data:` URIs."""
+
+    image: str
+    base: str
+    difference: str
+    width: int
+    height: int
+    prompt: str
+    strategy: str
+    ssim: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """When a unit's images were made, and what devices did meanwhile."""
+
+    start: float
+    """Seconds since 1970, of the first image,"""
+    end: float
+    """and of the last."""
+    images: int
+    phase_seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitFacts:
+    """What the small columns of one data file say."""
+
+    name: str
+    images: int
+    strategies: Mapping[str, int]
+    cost_shares: Mapping[str, float]
+    """By strategy, summed."""
+    engine_seconds: float
+    points: Sequence[tuple[float, float, str]]
+    scores: np.ndarray
+    """`(audited images,)` float64."""
+    stretch: Stretch | None
+    """None of a file without rows."""
+    audit_seconds: Mapping[str, float]
+    """As in `UnitFooter`."""
 
 
 @dataclass
 class RunFacts:
-    """All that the page shows. Its size does not grow with the number of rows, but for the audited scores."""
+    """All that the page shows. Its size does not grow with the number of rows, but for the audited scores (eight bytes
+    each) and a few numbers a unit."""
 
     uri: str
     record: Mapping[str, Any]
     """`_run.json`."""
     num_images: int = 0
     strategies: Counter[str] = field(default_factory=Counter)
-    cost_share_sum: float = 0.0
+    cost_shares: Counter[str] = field(default_factory=Counter)
+    """By strategy, summed."""
     engine_seconds: float = 0.0
     points: list[tuple[float, float, str]] = field(default_factory=list)
     """A sample of the probes: Sobel change, FFT ratio, strategy."""
-    audited: dict[tuple[int, int], float] = field(default_factory=dict)
+    scores: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """SSIM of the audited images."""
+    stretches: list[Stretch] = field(default_factory=list)
+    audit_seconds: Counter[str] = field(default_factory=Counter)
+    """The engine's time for the audited images: `made` as decided, and `base`."""
     errors: Counter[str] = field(default_factory=Counter)
     """By class."""
     error_examples: dict[str, str] = field(default_factory=dict)
     """A message of each class."""
     pictures: list[Thumbnail] = field(default_factory=list)
+    pairs: list[PairShown] = field(default_factory=list)
+    """The audited images least like `base`, the worst first."""
 
     @property
+    def counts(self) -> Mapping[str, Any]:
+        """What the driver said last of the run."""
+        return self.record.get("counts") or {}
+
+    @property
+    def promise(self) -> Mapping[str, Any] | None:
+        """What audits watch over: `floor`, `alpha`, `delta`."""
+        said = (self.counts.get("audit_state") or {}).get("promise")
+        return said or (self.record.get("resolved") or {}).get("promise")
+
+    @cached_property
     def audit(self) -> AuditResult:
-        """Of the audited images; its floor is the configuration's `audit.min_ssim`."""
-        return summarize(self.audited.values(), (self.record.get("config", {}).get("audit") or {}).get("min_ssim"))
+        """Of the audited images; its floor is the promise's, else the configuration's `audit.min_ssim`."""
+        config = (self.record.get("config") or {}).get("audit") or {}
+        return summarize(self.scores, (self.promise or {}).get("floor", config.get("min_ssim")))
 
     @property
     def saved(self) -> float:
         """How many times fewer token-forwards than `base`."""
-        return self.num_images / self.cost_share_sum if self.cost_share_sum else 1.0
+        return self.num_images / self.cost_shares.total() if self.num_images else 1.0
+
+    @property
+    def speed(self) -> float | None:
+        """How many times faster than `base`, by the engine's clock, on the audited images; None: not measured."""
+        return self.audit_seconds["base"] / self.audit_seconds["made"] if self.audit_seconds["made"] else None
+
+    @property
+    def strategy_names(self) -> list[str]:
+        """From the dearest to the cheapest."""
+        return sorted(self.strategies, key=lambda name: (-self.cost_shares[name] / self.strategies[name], name))
 
 
 def gather(storage: Storage, ending: Mapping[str, Any] | None = None) -> RunFacts:
@@ -82,55 +165,118 @@ def gather(storage: Storage, ending: Mapping[str, Any] | None = None) -> RunFact
     if record is None:
         raise StorageError(f"{storage.uri} holds no run ({RUN_FILE} is missing); give the output of one.")
     facts = RunFacts(uri=storage.uri, record={**record, **(ending or {})})
-    units = [entry for entry in storage.list(DATA) if parse_data_name(entry.name)]
-    points_each = max(1, math.ceil(MAX_POINTS / max(1, len(units))))
-    for entry in units:
-        _add_unit(facts, storage, entry, points_each)
-    facts.points = facts.points[:MAX_POINTS]
-    facts.pictures = _pictures(storage, units)
+    names = [entry.name for entry in storage.list(DATA) if parse_data_name(entry.name)]
+    points_each = max(1, math.ceil(MAX_POINTS / max(1, len(names))))
+    scores, lowest = [facts.scores], list[tuple[float, str]]()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for unit in pool.map(lambda name: _read_unit(storage, name, points_each), names):
+            _add_unit(facts, unit)
+            scores.append(unit.scores)
+            if unit.scores.size:
+                lowest.append((float(unit.scores.min()), unit.name))
+        facts.scores = np.concatenate(scores)
+        facts.points = facts.points[:: max(1, len(facts.points) // MAX_POINTS)][:MAX_POINTS]
+        facts.pictures = _pictures(storage, names, pool)
+    facts.pairs = _pairs(storage, [name for _, name in heapq.nsmallest(MAX_PAIRS_SHOWN, lowest)])
     _add_errors(facts, storage, ledger)
     return facts
 
 
-def _add_unit(facts: RunFacts, storage: Storage, entry: Entry, num_points: int) -> None:
-    with storage.open(entry.name) as file:
-        table = pq.read_table(file, columns=_COLUMNS)
-    facts.num_images += table.num_rows
-    facts.strategies.update(table["strategy"].to_pylist())
-    facts.cost_share_sum += float(np.nansum(table["cost_share"].to_numpy()))
-    facts.engine_seconds += float(np.nansum(table["engine_seconds"].to_numpy()))
-    rows = table.select(["probe_sobel_change", "probe_fft_high_frequency_ratio", "strategy"]).slice(0, num_points)
-    seen = zip(*(column.to_pylist() for column in rows.columns), strict=True)
-    facts.points += [point for point in seen if point[0] is not None and math.isfinite(point[0] + point[1])]
-    scored = table.filter(table["audit_ssim"].is_valid()).to_pylist()
-    facts.audited.update({(row["position"], row["image_index"]): row["audit_ssim"] for row in scored})
+def _read_unit(storage: Storage, name: str, num_points: int) -> UnitFacts:
+    try:
+        with storage.open(name) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
+            table = parquet.read(columns=_COLUMNS, use_threads=False)
+            footer = UnitFooter.from_metadata(parquet.metadata.metadata or {})
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise StorageError(
+            f"{storage.uri}/{name} is not a readable unit of a dataset; `python -m jobs.verify OUTPUT` says more."
+        ) from error
+    groups = table.group_by("strategy", use_threads=False).aggregate([("cost_share", "count"), ("cost_share", "sum")])
+    by_strategy = groups.to_pylist()
+    seen = zip(*(table[column].slice(0, num_points).to_pylist() for column in (*_PROBES, "strategy")), strict=True)
+    return UnitFacts(
+        name=name,
+        images=table.num_rows,
+        strategies={row["strategy"]: row["cost_share_count"] for row in by_strategy},
+        cost_shares={row["strategy"]: row["cost_share_sum"] for row in by_strategy},
+        engine_seconds=pc.sum(table["engine_seconds"]).as_py() or 0.0,
+        points=[(x, y, strategy) for x, y, strategy in seen if x is not None and math.isfinite(x + y)],
+        scores=table["audit_ssim"].drop_null().to_numpy(),
+        stretch=_stretch(table, footer.phase_seconds),
+        audit_seconds=footer.audit_seconds,
+    )
 
 
-def _pictures(storage: Storage, units: Sequence[Entry]) -> list[Thumbnail]:
-    """Pictures of units spread over the run; the least similar of the audited ones first."""
-    if not units:
+def _stretch(table: pa.Table, phase_seconds: Mapping[str, float]) -> Stretch | None:
+    if not table.num_rows:
+        return None
+    ends = pc.min_max(table["created_at"]).as_py()
+    start, end = ends["min"].timestamp(), ends["max"].timestamp()
+    return Stretch(start=start, end=end, images=table.num_rows, phase_seconds=phase_seconds)
+
+
+def _add_unit(facts: RunFacts, unit: UnitFacts) -> None:
+    facts.num_images += unit.images
+    facts.strategies.update(unit.strategies)
+    facts.cost_shares.update(unit.cost_shares)
+    facts.engine_seconds += unit.engine_seconds
+    facts.points += unit.points
+    facts.stretches += [] if unit.stretch is None else [unit.stretch]
+    facts.audit_seconds.update(unit.audit_seconds)
+
+
+def _pictures(storage: Storage, names: Sequence[str], pool: ThreadPoolExecutor) -> list[Thumbnail]:
+    """Pictures of units spread over the run."""
+    if not names:
         return []
-    step = max(1, len(units) // MAX_PICTURES)
-    chosen = units[::step][:MAX_PICTURES]
+    chosen = names[:: max(1, len(names) // MAX_PICTURES)][:MAX_PICTURES]
     each = math.ceil(MAX_PICTURES / len(chosen))
-    found: list[Thumbnail] = []
-    for entry in chosen:
-        with storage.open(entry.name) as file:
-            columns = ["image", "prompt", "strategy", "audit_ssim"]
-            batch = next(pq.ParquetFile(file).iter_batches(batch_size=each, columns=columns), None)
-        found += [_thumbnail(row) for row in (batch.to_pylist() if batch is not None else [])]
-    ranked = sorted(found, key=lambda shown: math.inf if shown.audit_ssim is None else shown.audit_ssim)
-    return ranked[:MAX_PICTURES]
+    found = pool.map(lambda name: _first_pictures(storage, name, each), chosen)
+    return [picture for of_unit in found for picture in of_unit][:MAX_PICTURES]
+
+
+def _first_pictures(storage: Storage, name: str, count: int) -> list[Thumbnail]:
+    """The first pictures of a unit: the file's column of images is streamed, and left where they end."""
+    columns = ["image", "prompt", "strategy"]
+    with (
+        storage.open(name) as file,
+        pq.ParquetFile(file, pre_buffer=False, buffer_size=_STREAM_BYTES) as parquet,
+    ):
+        batch = next(parquet.iter_batches(batch_size=count, columns=columns, use_threads=False), None)
+        return [_thumbnail(row) for row in (batch.to_pylist() if batch is not None else [])]
 
 
 def _thumbnail(row: Mapping[str, Any]) -> Thumbnail:
     with Image.open(io.BytesIO(row["image"]["bytes"])) as opened:
-        image = opened.convert("RGB")
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, format="WEBP", quality=85)
-    source = "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
-    return Thumbnail(source, image.width, image.height, row["prompt"], row["strategy"], row["audit_ssim"])
+        file = small(opened)
+    width, height = _size(file)
+    return Thumbnail(_uri(file), width, height, row["prompt"], row["strategy"])
+
+
+def _pairs(storage: Storage, names: Sequence[str]) -> list[PairShown]:
+    """The worst pairs lie in the units with the lowest scores."""
+    found: list[AuditPair] = []
+    for name in names:
+        try:
+            found += read_pairs(storage, pairs_name(name))
+        except NotFoundError:  # made before there were pairs, or all that was audited is the same as under `base`
+            continue
+    return [_pair_shown(pair) for pair in worst(found, MAX_PAIRS_SHOWN)]
+
+
+def _pair_shown(pair: AuditPair) -> PairShown:
+    width, height = _size(pair.image)
+    uris = _uri(pair.image), _uri(pair.base), _uri(pair.difference)
+    return PairShown(*uris, width, height, pair.prompt, pair.strategy, pair.ssim)
+
+
+def _uri(file: bytes) -> str:
+    return "data:image/webp;base64," + base64.b64encode(file).decode()
+
+
+def _size(file: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(file)) as opened:
+        return opened.size
 
 
 def _add_errors(facts: RunFacts, storage: Storage, ledger: Ledger) -> None:
@@ -141,7 +287,8 @@ def _add_errors(facts: RunFacts, storage: Storage, ledger: Ledger) -> None:
         if parsed is None or not left.get(parsed[0]):
             continue
         with storage.open(entry.name) as file:
-            rows = pq.read_table(file, columns=["position", "image_index", "error_class", "message"]).to_pylist()
+            columns = ["position", "image_index", "error_class", "message"]
+            rows = pq.read_table(file, columns=columns, use_threads=False, pre_buffer=False).to_pylist()
         for row in rows:
             key = (row["position"], row["image_index"])
             if key in left[parsed[0]]:

@@ -1,44 +1,45 @@
 """`report.html`: a run at a glance, one file that needs no network. Everything from outside is escaped by Jinja2."""
 
+import base64
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
+from skipvar.quality.audit_book import AuditAlarm
+from skipvar.report.charts import histogram, scatter, throughput, work_time
 from skipvar.report.gather import RunFacts, gather
 from skipvar.shards.storage import Storage
+from skipvar.skip.policy import Promise
 
 REPORT = "report.html"
-COLORS = (
-    "#1f6fb4", "#d1690e", "#2c8a3e", "#b5304b", "#7a55b8", "#80573f", "#c0509f", "#5f6b7a", "#7d7d12", "#0f8a94",
-)  # fmt: skip
-_WIDTH, _HEIGHT, _MARGIN = 520, 260, 44
+NUM_HUES = 10
+"""Colours from the dearest strategy to the cheapest; those in use are spread over them."""
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A point or a bar of a chart, in its view box."""
+class Tile:
+    """A number of the headline."""
 
-    x: float
-    y: float
-    width: float = 0.0
-    height: float = 0.0
-    color: str = COLORS[0]
-    label: str = ""
+    number: str
+    what: str
+    more: str = ""
+    is_bad: bool = False
 
 
 @dataclass(frozen=True)
-class Chart:
-    """Marks with what the axes begin and end at."""
+class Fill:
+    """How full batches of one kind were."""
 
-    marks: Sequence[Mark]
-    x_ends: tuple[str, str] = ("", "")
-    y_ends: tuple[str, str] = ("", "")
-    width: int = _WIDTH
-    height: int = _HEIGHT
-    margin: int = _MARGIN
+    kind: str
+    batches: int
+    images: int
+    fill: float
+    """Of full batches, in [0, 1]."""
 
 
 def write_report(storage: Storage, ending: Mapping[str, Any] | None = None) -> RunFacts:
@@ -57,21 +58,135 @@ def render(facts: RunFacts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = [name for name, _ in facts.strategies.most_common()]
-    colors = {name: COLORS[place % len(COLORS)] for place, name in enumerate(sorted(names))}
+    assert environment.loader is not None
+    script, style = (environment.loader.get_source(environment, f"report.{kind}")[0] for kind in ("js", "css"))
+    styles = _styles(facts.strategy_names)
     return environment.get_template("report.html").render(
         facts=facts,
-        audit=facts.audit,
-        colors=colors,
-        mix=[(name, facts.strategies[name], facts.strategies[name] / facts.num_images) for name in names],
-        scatter=_scatter(facts.points, colors) if len(facts.points) > 1 else None,
-        histogram=_histogram(list(facts.audited.values()), facts.audit.floor) if facts.audited else None,
-        settings=_settings(facts.record),
+        model=_part(facts, "config", "model").get("name", "?"),
+        state=str(facts.record.get("state", "running")).replace("_", " "),
+        verdict=_verdict(facts),
+        alarm=_alarm(facts),
+        tiles=_tiles(facts),
+        styles=styles,
+        mix=[(name, facts.strategies[name], facts.strategies[name] / facts.num_images,
+              facts.cost_shares[name] / facts.strategies[name]) for name in styles],
+        scatter=scatter(facts.points, styles),
+        histogram=histogram(facts.scores, facts.audit.floor),
+        throughput=throughput(facts.stretches),
+        fills=_fills(facts.counts.get("engine") or {}),
+        settings=_flat(facts.record.get("config") or {}),
+        identity=_flat({name: facts.record.get(name) for name in ("fingerprint", "parts", "versions", "created_at")}),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=Markup(style),
+    )  # fmt: skip
+
+
+def _part(facts: RunFacts, *names: str) -> Mapping[str, Any]:
+    """A mapping within the record; empty where it is lacking."""
+    value: Any = facts.record
+    for name in names:
+        value = (value or {}).get(name)
+    return value or {}
+
+
+def _styles(names: Sequence[str]) -> dict[str, str]:
+    """The CSS class of each strategy: from the dearest to the cheapest, as far apart as can be."""
+    most = max(1, len(names) - 1)
+    return {name: f"hue-{round(place * (NUM_HUES - 1) / most)}" for place, name in enumerate(names)}
+
+
+def _verdict(facts: RunFacts) -> str:
+    """The run in a sentence or two."""
+    asked = facts.counts.get("requests") or (_part(facts, "input").get("num_rows") or 0) * (
+        _part(facts, "input").get("images_per_prompt") or 1
     )
+    errors, made = facts.errors.total(), facts.num_images
+    if made and made == asked:
+        said = "Every image that was asked for is here"
+    elif made + errors == asked:
+        said = f"{made:,} of {asked:,} images are here; {errors:,} could not be made"
+    else:
+        said = f"{made:,} of {asked:,} images are here so far"
+    if made:
+        faster = f", {facts.speed:.2f} times faster" if facts.speed is not None else ""
+        said += f", made with {facts.saved:.2f} times less computing{faster} than in full"
+    audit, promise = facts.audit, facts.promise
+    if audit.mean_ssim is None:
+        return f"{said}. How similar they are to images made in full was not measured (audit.fraction is 0)."
+    said += f". Of {audit.images:,} that were made in full as well, "
+    if audit.floor is None:
+        return f"{said}the mean similarity (SSIM) is {audit.mean_ssim:.3f}."
+    said += f"{audit.misses:,} ({100 * audit.share:.1f}%) fell under the similarity floor of {audit.floor:g}"
+    return f"{said}; at most {100 * promise['alpha']:g}% were promised." if promise else f"{said}."
 
 
-def _settings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The configuration as key and value; what the run resolved is in `_run.json`."""
+def _alarm(facts: RunFacts) -> str | None:
+    state = facts.counts.get("audit_state") or {}
+    if not state.get("alarm"):
+        return None
+    return AuditAlarm(**state["alarm"]).text(Promise(**state["promise"])) + f", at {state['alarm']['raised_at']}."
+
+
+def _tiles(facts: RunFacts) -> list[Tile]:
+    made, audit = facts.num_images, facts.audit
+    less = "less computing than base"
+    if facts.speed is None:
+        speed = Tile(f"{facts.saved:.2f}×", less, "in token-forwards; not timed, as nothing was audited")
+    else:
+        more = f"by the clock, on audited images; {facts.saved:.2f}× {less}"
+        speed = Tile(f"{facts.speed:.2f}×", "faster than base", more)
+    tiles = [Tile(f"{made:,}", "images"), speed]
+    if audit.mean_ssim is not None and audit.mean_interval is not None:
+        ends = " to ".join(f"{end:.3f}" for end in audit.mean_interval)
+        tiles.append(Tile(f"{audit.mean_ssim:.3f}", "mean SSIM to base", f"95%: {ends}; {audit.images:,} audited"))
+        if audit.floor is not None:
+            ends = " to ".join(f"{100 * end:.1f}" for end in audit.interval)
+            is_bad = facts.promise is not None and audit.interval[0] > facts.promise["alpha"]
+            tiles.append(Tile(f"{100 * audit.share:.1f}%", f"under {audit.floor:g}", f"95%: {ends}%", is_bad))
+    else:
+        tiles.append(Tile("–", "similarity", "not measured: audit.fraction is 0"))
+    num_errors = facts.errors.total()
+    tiles.append(Tile(f"{num_errors:,}", "error" if num_errors == 1 else "errors", is_bad=num_errors > 0))
+    seconds = work_time(facts.stretches).seconds
+    if seconds > 1:
+        tiles.append(Tile(f"{made / seconds:.3g}/s", "images per second", f"{_duration(seconds)} at work"))
+    return [*tiles, _cost(facts)]
+
+
+def _cost(facts: RunFacts) -> Tile:
+    """In money, where a replica has a price; else in devices' time."""
+    usd = (facts.counts.get("cost") or {}).get("usd")
+    if usd is not None:
+        each = f"${usd / facts.num_images:.2g} per image" if facts.num_images else ""
+        return Tile(f"${usd:,.2f}", "cost", each)
+    each = f"{facts.engine_seconds / facts.num_images:.2g} s per image" if facts.num_images else ""
+    return Tile(_duration(facts.engine_seconds), "device time", each)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def _fills(engine: Mapping[str, Any]) -> list[Fill]:
+    """Of the engine's statistics in `_run.json`."""
+    kinds = {
+        "prefix": engine.get("prefix") or {},
+        **{f"suffix {name}": count for name, count in (engine.get("suffix") or {}).items()},
+        **{f"whole {name}": count for name, count in (engine.get("whole") or {}).items()},
+    }
+    return [
+        Fill(kind, count["batches"], count["images"], count["fill"])
+        for kind, count in kinds.items()
+        if count.get("batches")
+    ]
+
+
+def _flat(tree: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys with dots, and values."""
     flat: list[tuple[str, str]] = []
 
     def walk(value: Any, key: str) -> None:
@@ -81,41 +196,5 @@ def _settings(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         else:
             flat.append((key, value if isinstance(value, str) else json.dumps(value, default=str)))
 
-    walk(record.get("config") or {}, "")
+    walk(dict(tree), "")
     return flat
-
-
-def _scatter(points: Sequence[tuple[float, float, str]], colors: dict[str, str]) -> Chart:
-    (left, right), (low, high) = _span([point[0] for point in points]), _span([point[1] for point in points])
-    marks = [
-        Mark(
-            x=_MARGIN + (x - left) / (right - left) * (_WIDTH - 2 * _MARGIN),
-            y=_HEIGHT - _MARGIN - (y - low) / (high - low) * (_HEIGHT - 2 * _MARGIN),
-            color=colors[strategy],
-        )
-        for x, y, strategy in points
-    ]
-    return Chart(marks, (f"{left:.3g}", f"{right:.3g}"), (f"{low:.3g}", f"{high:.3g}"))
-
-
-def _histogram(scores: Sequence[float], floor: float | None, num_bins: int = 20) -> Chart:
-    """Bars from the lowest score to 1; those under the floor in another colour."""
-    start = min(min(scores), floor if floor is not None else 1.0, 0.95)
-    step = (1.0 - start) / num_bins
-    bins = [0] * num_bins
-    for score in scores:
-        bins[min(num_bins - 1, max(0, int((score - start) / step)))] += 1
-    each = (_WIDTH - 2 * _MARGIN) / num_bins
-    marks = []
-    for place, count in enumerate(bins):
-        height = count / max(bins) * (_HEIGHT - 2 * _MARGIN)
-        is_under = floor is not None and start + (place + 0.5) * step < floor
-        label = f"{count} between {start + place * step:.3f} and {start + (place + 1) * step:.3f}"
-        corner = (_MARGIN + place * each, _HEIGHT - _MARGIN - height)
-        marks.append(Mark(*corner, each - 1, height, COLORS[3] if is_under else COLORS[0], label))
-    return Chart(marks, (f"{start:.3f}", "1"), ("0", str(max(bins))))
-
-
-def _span(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)

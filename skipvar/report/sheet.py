@@ -38,7 +38,8 @@ def read_pictures(storage: Storage, limit: int = MAX_IMAGES) -> Iterator[Picture
         if ".retry-" in entry.name or not entry.name.endswith(".parquet"):
             continue
         with storage.open(entry.name) as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=16, columns=["image", "prompt", "strategy"]):
+            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16)  # no more pages than are shown
+            for batch in parquet.iter_batches(batch_size=16, columns=["image", "prompt", "strategy"]):
                 for row in batch.to_pylist():
                     if limit == 0:
                         return

@@ -9,7 +9,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -44,10 +44,15 @@ class UnitFooter:
     error_rows: int = 0
     retried: frozenset[RequestKey] | None = None
     """Of a retry: the requests that it made again. Older error rows of these do not count any more."""
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    """The engine's time for its images, by phase."""
+    audit_seconds: Mapping[str, float] = field(default_factory=dict)
+    """The engine's time for its audited images: `made` as decided, and `base`."""
 
     def to_metadata(self) -> dict[str, str]:
         retried = None if self.retried is None else sorted(self.retried)
         values = {**self.__dict__, "retried": json.dumps(retried)}
+        values |= {name: json.dumps(dict(values[name])) for name in ("phase_seconds", "audit_seconds")}
         return {_PREFIX + name: "" if value is None else str(value) for name, value in values.items()}
 
     @classmethod
@@ -65,6 +70,8 @@ class UnitFooter:
             errors=values[_PREFIX + "errors"] or None,
             error_rows=int(values[_PREFIX + "error_rows"]),
             retried=None if retried is None else frozenset((position, index) for position, index in retried),
+            phase_seconds=json.loads(values.get(_PREFIX + "phase_seconds", "{}")),
+            audit_seconds=json.loads(values.get(_PREFIX + "audit_seconds", "{}")),
         )
 
 
@@ -139,6 +146,7 @@ class UnitFile:
             use_dictionary=leaves,
             write_statistics=leaves,
             write_page_index=True,
+            write_batch_size=1,  # else a page ends after 1,024 images at the soonest, and the index finds none of them
             write_page_checksum=True,
         )
 

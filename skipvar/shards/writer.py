@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from skipvar.config import RunConfig, StorageConfig
 from skipvar.errors import StorageError
 from skipvar.shards.encode import encode_image
+from skipvar.shards.pairs import AuditPair, make_pair, pairs_file, pairs_name
 from skipvar.shards.schema import dataset_schema, error_schema, own_names
 from skipvar.shards.storage import Storage, open_storage
 from skipvar.shards.unitfile import (
@@ -86,6 +87,9 @@ class UnitWriter:
         self._failures: dict[RequestKey, Failure] = {}
         self._strategies: Counter[str] = Counter()
         self._audit_scores: list[float] = []
+        self._pairs: list[AuditPair] = []
+        self._phase_seconds: defaultdict[str, float] = defaultdict(float)
+        self._audit_seconds: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
         self._started = time.monotonic()
 
@@ -97,12 +101,19 @@ class UnitWriter:
                 self._failures[item.key] = item
             return
         row = self._row(item)
+        pair = None if item.base_pixels is None else make_pair(item)
         with self._lock:
             self._check_new(item.request.key)
             self._rows[item.request.key] = row
             self._strategies[item.strategy] += 1
             if item.audit_ssim is not None:
                 self._audit_scores.append(item.audit_ssim)
+            self._pairs += [] if pair is None else [pair]
+            for phase, seconds in item.phase_seconds.items():
+                self._phase_seconds[phase] += seconds
+            if item.base_seconds is not None:
+                self._audit_seconds["made"] += item.engine_seconds
+                self._audit_seconds["base"] += item.base_seconds
 
     def publish(self) -> UnitReport:
         """Write the errors, then the data file, unless another worker published the unit: that is success too.
@@ -115,6 +126,8 @@ class UnitWriter:
         name = data_name(self._unit.index, self._unit.retry)
         num_failures = len(self._failures)
         errors = self._publish_errors() if self._failures else None
+        if self._pairs:
+            self._storage.put_if_absent(pairs_name(name), pairs_file(self._pairs))
         data, footer = self._data_file(errors, num_failures)
         there = not self._storage.put_if_absent(name, data)
         published = self._published(name) if there else footer
@@ -225,6 +238,8 @@ class UnitWriter:
             errors=errors,
             error_rows=num_failures,
             retried=self._unit.only if self._unit.retry else None,
+            phase_seconds=_rounded(self._phase_seconds),
+            audit_seconds=_rounded(self._audit_seconds),
         )
         return file.finish(footer.to_metadata()), footer
 
@@ -257,3 +272,8 @@ def _trial_columns(trial: Trial) -> dict[str, Any]:
         "trial_probe_seconds": [one.seconds for one in trial.probes],
         "trial_latents": dict(trial.latents),
     }
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    """To microseconds."""
+    return {name: round(value, 6) for name, value in sorted(seconds.items())}
