@@ -133,7 +133,7 @@ def _tiles(facts: RunFacts) -> list[Tile]:
     made, audit = facts.num_images, facts.audit
     less = "less computing than base"
     if facts.speed is None:
-        speed = Tile(f"{facts.saved:.2f}×", less, "in token-forwards; not timed, as nothing was audited")
+        speed = Tile(f"{facts.saved:.2f}×", less, "in token-forwards; not timed")
     else:
         more = f"by the clock, on audited images; {facts.saved:.2f}× {less}"
         speed = Tile(f"{facts.speed:.2f}×", "faster than base", more)
