@@ -6,7 +6,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev run verify test test-faults coverage lint format lock parity bench bench-plan bench-driver \
-    calibrate certify-check train-emoji clean
+    calibrate evaluate certify-check train-emoji clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -60,6 +60,11 @@ bench-driver: .venv/setup ## The driver's cost for a million units on 1,000 simu
 
 calibrate: .venv/setup-dev ## Make trials of the embedded model and fit its policies into conf/policies
 	OMP_WAIT_POLICY=passive $(BIN)/python -m jobs.calibrate conf/calibrate.yaml $(ARGS)
+
+evaluate: .venv/setup-dev ## Compare all strategies and the emoji policies with base: table, plot, JSON in outputs/evaluation
+	OMP_WAIT_POLICY=passive $(BIN)/python -m jobs.evaluate conf/calibrate.yaml --policies conf/policies/emoji_*.json \
+	    --sets mixed=conf/prompts/emoji.txt plain=conf/prompts/emoji_plain.txt high=conf/prompts/emoji_high.txt \
+	    --headline emoji_certified_0.88 $(ARGS)
 
 certify-check: .venv/setup-dev ## Do certified policies keep their promise? Many splits of what `make calibrate` made
 	OMP_WAIT_POLICY=passive $(BIN)/python -m jobs.certify_check conf/calibrate.yaml $(ARGS)

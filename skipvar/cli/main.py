@@ -14,6 +14,7 @@ COMMANDS = {
     "report": ("skipvar.cli.report", "write the HTML report of a run"),
     "export": ("skipvar.cli.export", "write a dataset in another form"),
     "calibrate": ("skipvar.cli.calibrate", "fit policies for a model"),
+    "evaluate": ("skipvar.cli.evaluate", "compare strategies and policies with base"),
     "certify_check": ("skipvar.cli.certify_check", "say whether certification keeps its promise"),
     "bench": ("skipvar.cli.bench", "time the engine, or the planning of a run"),
     "convert": ("skipvar.cli.convert", "convert Infinity's published weights"),

@@ -1,7 +1,7 @@
-"""Compose a set of prompts for the embedded model, of little detail, mixed, or of much.
+"""Compose a set of prompts for the embedded model or for photographic ones, of little detail, mixed, or of much.
 
 conf/prompts/emoji.txt is `mixed 96 --seed 1`; emoji_calibration.jsonl is `mixed 2000 --seed 2 --without
-conf/prompts/emoji.txt`.
+conf/prompts/emoji.txt`; photo_<detail>.jsonl are `<detail> 200 --for photo`.
 """
 
 import argparse
@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.make_pro
     """Parse the arguments, write the file and return the exit code."""
     parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("detail", choices=("plain", "mixed", "high"), help="how much detail the prompts ask for")
+    parser.add_argument("--for", dest="family", choices=("emoji", "photo"), default="emoji", help="for which models")
     parser.add_argument("count", type=int, help="how many prompts, all different")
     parser.add_argument("--seed", type=int, default=0, help="the same seed composes the same prompts")
     parser.add_argument("--without", type=Path, help="a text file of prompts whose pictures are left out")
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.make_pro
 
 
 def _write(arguments: argparse.Namespace) -> int:
+    from skipvar.training.photo_prompts import compose_photos
     from skipvar.training.prompt_sets import compose
 
     if not 1 <= arguments.count <= 2000:
@@ -37,7 +39,12 @@ def _write(arguments: argparse.Namespace) -> int:
         without = arguments.without.read_text().splitlines() if arguments.without else []
     except OSError as error:
         raise ConfigError(f"--without {arguments.without} cannot be read ({error.strerror}).") from error
-    prompts = compose(arguments.detail, arguments.count, arguments.seed, without)
+    if arguments.family == "photo":
+        if without:
+            raise ConfigError("--without: is for emoji prompts.")
+        prompts = compose_photos(arguments.detail, arguments.count, arguments.seed)
+    else:
+        prompts = compose(arguments.detail, arguments.count, arguments.seed, without)
     is_text = arguments.out.suffix == ".txt"
     lines = [prompt.prompt if is_text else json.dumps(asdict(prompt)) for prompt in prompts]
     try:

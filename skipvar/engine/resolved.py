@@ -131,7 +131,10 @@ def resolve(config: RunConfig, files: Files | None = None, device: Device | None
     device = device or find_device(config.model.device)
     dtype = find_dtype(config.model.dtype, device)
     cfg, tau = (_per_scale(value, num_scales) for value in (config.sampling.cfg, config.sampling.tau))
-    facts = ModelFacts(identity.config.name, num_scales, identity.weights_sha256, cfg=cfg, tau=tau, dtype=dtype)
+    grids = _grids(identity.config, config.sampling.aspect_ratio, size)
+    facts = ModelFacts(
+        identity.config.name, num_scales, identity.weights_sha256, cfg=cfg, tau=tau, dtype=dtype, grids=grids
+    )
     policy = load_policy(config.policy, facts, force=config.policy_force, read=files.read)
     return Resolved(
         model=identity.config,
@@ -177,6 +180,14 @@ def _audited_promise(config: RunConfig, policy: Policy) -> Promise | None:
     if floor is None:
         raise ConfigError("audit.alpha promises a share of images under a floor: give that as audit.min_ssim")
     return Promise(floor, alpha, audit.delta or own_delta)
+
+
+def _grids(model: ModelConfig, aspect_ratio: float, size: str) -> tuple[tuple[int, int], ...] | None:
+    """The schedule of a ratio; None where the model lacks it: its rows will be error rows."""
+    try:
+        return find_schedule(model.schedules, aspect_ratio, size).grids
+    except RowError:
+        return None
 
 
 def _per_scale(value: Any, num_scales: int) -> tuple[float, ...] | None:

@@ -8,6 +8,7 @@ from typing import Any
 from skipvar.config import RunConfig
 from skipvar.engine.resolved import Resolved, strategy_costs
 from skipvar.errors import ConfigError, InputError
+from skipvar.model.schedules import find_schedule
 from skipvar.quality.trials import TrialTable
 from skipvar.skip.calibration import TrialScores, choose_grid, fit_policy, rank_correlations
 from skipvar.skip.certify import certify, policy_content, split_by_prompt
@@ -76,11 +77,13 @@ def _write_certified(
 ) -> None:
     """A certified policy for each promise that these trials prove, and a sentence for each that they do not."""
     sampling = config.sampling
+    schedule = find_schedule(resolved.model.schedules, sampling.aspect_ratio, resolved.size)
     tested_with = {
         **fitted_for,
         "cfg": _per_scale(sampling.cfg, resolved.num_scales),
         "tau": _per_scale(sampling.tau, resolved.num_scales),
         "dtype": resolved.dtype,
+        "grids": [list(grid) for grid in schedule.grids],
         "prompts": str(config.input.path),
     }
     costs = strategy_costs(resolved, sampling.aspect_ratio)

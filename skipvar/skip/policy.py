@@ -216,6 +216,7 @@ class CertifiedPolicy:
     cfg: tuple[float, ...]
     """Of each scale: what the promise was tested with. A row with other settings of its own is made under `base`."""
     tau: tuple[float, ...]
+    aspect_ratio: float
     promise: Promise
     known_strategy: None = None
 
@@ -225,7 +226,9 @@ class CertifiedPolicy:
 
     def decide(self, request: Request, probe: Probe | None) -> Decision:
         assert probe is not None
-        if not (_are_close(request.cfg, self.cfg) and _are_close(request.tau, self.tau)):
+        asked, tested = (request.aspect_ratio,), (self.aspect_ratio,)
+        pairs = ((request.cfg, self.cfg), (request.tau, self.tau), (asked, tested))
+        if not all(_are_close(*pair) for pair in pairs):
             return Decision("base")
         return Decision(*self.table.choose((probe.sobel_change, probe.fft_high_frequency_ratio)))
 
@@ -249,6 +252,8 @@ class ModelFacts:
     tau: tuple[float, ...] | None = None
     dtype: str | None = None
     """float32 or bfloat16."""
+    grids: tuple[tuple[int, int], ...] | None = None
+    """The schedule of the run's aspect ratio and size."""
 
 
 def load_policy(
@@ -313,9 +318,10 @@ def _policy_of(content: Mapping[str, Any], content_hash: str, decision_scale: in
         return LogisticPolicy(name, content_hash, decision_scale, grid_scale, skip, uncond)
     if content["kind"] != "certified":
         raise ValueError(f"kind is {content['kind']!r}, accepted: 'logistic', 'certified'")
-    if not fitted_for.get("weights_sha256") or "dtype" not in fitted_for:
-        raise ValueError("a certified policy's fitted_for names weights_sha256, cfg, tau and dtype")
+    if not fitted_for.get("weights_sha256") or not {"dtype", "grids"} <= fitted_for.keys():
+        raise ValueError("a certified policy's fitted_for names weights_sha256, cfg, tau, dtype, grids, aspect_ratio")
     cfg, tau = (tuple(float(value) for value in fitted_for[key]) for key in ("cfg", "tau"))
+    ratio = float(fitted_for["aspect_ratio"])
     table = table_from_json(content["chances"])
     for strategy in table.chances:
         make_strategy(strategy, int(fitted_for["num_scales"]))
@@ -323,7 +329,7 @@ def _policy_of(content: Mapping[str, Any], content_hash: str, decision_scale: in
     if not (0 < alpha < 1 and 0 < delta < 1):
         raise ValueError("certificate: alpha and delta must be between 0 and 1")
     return CertifiedPolicy(
-        name, content_hash, decision_scale, grid_scale, table, cfg, tau, Promise(floor, alpha, delta)
+        name, content_hash, decision_scale, grid_scale, table, cfg, tau, ratio, Promise(floor, alpha, delta)
     )
 
 
@@ -356,7 +362,7 @@ def _check_fits(path: str, fitted_for: Mapping[str, Any], facts: ModelFacts) -> 
     checks += [
         (f"{name} weights", sha256[:12], facts.weights_sha256.get(name, "")[:12]) for name, sha256 in weights.items()
     ]
-    if fitted_for["num_scales"] == facts.num_scales and fitted_for["decision_scale"] > (decision_scale or 0):
+    if fitted_for["num_scales"] == facts.num_scales:
         checks.append(("decision scale", fitted_for["decision_scale"], decision_scale))
     for what, fitted, actual in checks:
         if fitted != actual:
@@ -368,10 +374,12 @@ def _check_fits(path: str, fitted_for: Mapping[str, Any], facts: ModelFacts) -> 
 
 def _check_promise(path: str, fitted_for: Mapping[str, Any], facts: ModelFacts) -> None:
     """Refuses a certified policy for settings that its promise was not tested with."""
+    tested_grids = tuple((height, width) for height, width in fitted_for["grids"])
     checks = [
         ("cfg", fitted_for["cfg"], facts.cfg, _are_close(fitted_for["cfg"], facts.cfg or ())),
         ("tau", fitted_for["tau"], facts.tau, _are_close(fitted_for["tau"], facts.tau or ())),
         ("dtype", fitted_for["dtype"], facts.dtype, fitted_for["dtype"] == facts.dtype),
+        ("schedule", tested_grids, facts.grids, tested_grids == facts.grids),
     ]
     for what, tested, actual, is_same in checks:
         if not is_same:
@@ -383,6 +391,8 @@ def _check_promise(path: str, fitted_for: Mapping[str, Any], facts: ModelFacts) 
 
 
 def _short(value: Any) -> str:
-    """A list of equal numbers as that number."""
+    """A list of equal numbers as that number, grids in one line."""
+    if isinstance(value, list | tuple) and value and isinstance(value[0], tuple):
+        return " ".join(f"{height}x{width}" for height, width in value)
     is_even = isinstance(value, list | tuple) and len(set(value)) == 1
     return str(value[0] if is_even else value)

@@ -29,21 +29,21 @@ DETAILS = {
 
 
 @dataclass(frozen=True)
-class EmojiPrompt:
+class ComposedPrompt:
     """A caption and the kind of picture that it asks for."""
 
     prompt: str
     group: str
-    """Pattern and number of objects: `dotted, nine`."""
+    """For emoji pattern and number of objects (`dotted, nine`), for photographs what kind of subject."""
 
 
-def compose(detail: str, count: int, seed: int, without: Sequence[str] = ()) -> list[EmojiPrompt]:
+def compose(detail: str, count: int, seed: int, without: Sequence[str] = ()) -> list[ComposedPrompt]:
     """`count` different prompts of a set; the same arguments give the same prompts.
 
     No combination of object, background and layout comes twice, and none whose captions hold one of `without`.
     """
     taken = frozenset(without)
-    result: list[EmojiPrompt] = []
+    result: list[ComposedPrompt] = []
     seen: set[Combination] = set()
     for combination, share in _draw(DETAILS[detail], seed):
         texts = captions(combination)
@@ -52,7 +52,7 @@ def compose(detail: str, count: int, seed: int, without: Sequence[str] = ()) -> 
         seen.add(combination)
         layout = _LAYOUT_NAMES[LAYOUT_SIDES[combination.layout_index] ** 2]
         group = f"{BACKGROUNDS[combination.background_index].pattern}, {layout}"
-        result.append(EmojiPrompt(texts[int(share * len(texts))], group))
+        result.append(ComposedPrompt(texts[int(share * len(texts))], group))
         if len(result) == count:
             break
     return result

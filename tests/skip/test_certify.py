@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from skipvar.types import Probe, Request
 
 COSTS = {"base": 100.0, "uncond_1": 80.0, "skip_1": 70.0, "skip_2": 50.0, "skip_3": 30.0}
 LOSS = {"base": 0.0, "uncond_1": 0.05, "skip_1": 0.1, "skip_2": 0.18, "skip_3": 0.3}
-FACTS = ModelFacts("emoji", 10, {"transformer": "ab"}, cfg=(2.0,) * 10, tau=(0.3,) * 10, dtype="float32")
+GRIDS = tuple((side, side) for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
+FACTS = ModelFacts("emoji", 10, {"transformer": "ab"}, cfg=(2.0,) * 10, tau=(0.3,) * 10, dtype="float32", grids=GRIDS)
 FITTED_FOR = {
     "model": "emoji", "num_scales": 10, "decision_scale": 6, "weights_sha256": {"transformer": "ab"},
     "cfg": [2.0] * 10, "tau": [0.3] * 10, "dtype": "float32",
+    "grids": [list(grid) for grid in GRIDS], "aspect_ratio": 1.0,
 }  # fmt: skip
 
 
@@ -115,6 +118,7 @@ def test_a_certified_file_loads_and_decides_as_it_was_tested(
     broken = Probe(sobel_change=float("nan"), fft_high_frequency_ratio=0.0)
     assert policy.decide(request, broken).strategy == "base"
     assert policy.decide(make_request(0, cfg=(3.0,) * 10, tau=(0.3,) * 10), easy).strategy == "base"
+    assert policy.decide(replace(request, aspect_ratio=0.5), easy).strategy == "base"
     scores = policy.decide(request, easy).scores
     assert scores is not None and scores["base"] == 1.0 and all(0 <= score <= 1 for score in scores.values())
 
@@ -129,6 +133,7 @@ def test_a_certified_file_loads_and_decides_as_it_was_tested(
         ({"num_scales": 9}, "another number of scales"),
         ({"name": "infinity_2b"}, "another model"),
         ({"cfg": None}, "nothing for this cfg"),
+        ({"grids": ((1, 1),) * 10}, "nothing for this schedule"),
     ],
 )
 def test_another_run_is_refused_in_one_sentence(
@@ -164,7 +169,14 @@ def _later_decision(content: dict[str, Any]) -> None:
     content["fitted_for"]["decision_scale"] = 7
 
 
-@pytest.mark.parametrize("change", [_without_dtype, _unknown_strategy, _infinite, _three_coefficients, _later_decision])
+def _earlier_decision(content: dict[str, Any]) -> None:
+    content["fitted_for"]["decision_scale"] = 5
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_without_dtype, _unknown_strategy, _infinite, _three_coefficients, _later_decision, _earlier_decision],
+)
 def test_a_broken_file_is_refused(
     content: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:

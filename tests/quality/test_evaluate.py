@@ -1,0 +1,99 @@
+"""The harness on made-up trials: hull, misses and headline are what a person would work out by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from skipvar.cli.evaluate import main
+from skipvar.quality.evaluate import best_value, cheapest, evaluate, image_rows, markdown
+from skipvar.quality.pareto import draw
+from skipvar.quality.trials import TrialTable
+from skipvar.skip.policy import Decision, SpreadPolicy
+from skipvar.skip.strategy import CHANGED_SCALES, STRATEGY_NAMES
+from skipvar.types import Probe, Request
+
+COSTS = {name: 100.0 - 25 * skipped - 10 * halved for name, (skipped, halved) in CHANGED_SCALES.items()}
+
+
+class Knowing(SpreadPolicy):
+    """Skips three scales where the probe says that the image is plain, else none."""
+
+    def decide(self, request: Request, probe: Probe | None) -> Decision:
+        assert probe is not None
+        return Decision("skip_3" if probe.sobel_change < 0.5 else "base")
+
+
+def table(count: int) -> TrialTable:
+    scores, psnr = [], []
+    from skipvar.skip.calibration import TrialScores
+
+    for place in range(count):
+        is_fine = place % 2
+        loss = {name: (0.1 if is_fine else 0.01) * (100 - COSTS[name]) / 75 for name in STRATEGY_NAMES}
+        probe = Probe(sobel_change=float(is_fine), fft_high_frequency_ratio=0.1)
+        scores.append(TrialScores({4: probe}, {name: 1 - lost for name, lost in loss.items()}, f"p{place}"))
+        psnr.append({name: None if name == "base" else 30.0 for name in STRATEGY_NAMES})
+    return TrialTable(scores, psnr, dict.fromkeys(STRATEGY_NAMES, 1.0), {4: 0.1})
+
+
+def test_the_hull_is_that_of_all_mixtures() -> None:
+    points = [(0.2, 0.80), (0.5, 0.82), (0.6, 0.95), (1.0, 1.0)]
+    assert best_value(points, 0.4) == pytest.approx(0.875), "(0.5, 0.82) lies below the line"
+    assert best_value(points, 0.6) == 0.95 and best_value(points, 0.2) == 0.80
+    misses = [(0.2, 0.5), (0.6, 0.4), (1.0, 0.0)]
+    assert cheapest(misses, 0.25) == pytest.approx(0.6) and cheapest(misses, 0.0) == 1.0
+    assert cheapest(misses, 0.6) == 0.2
+
+
+def test_a_policy_that_knows_is_above_the_hull_and_fixed_ones_lie_on_or_under_it(
+    make_request: type, tmp_path: Path
+) -> None:
+    policy = Knowing(decision_scale=6, name="knowing")
+    sets = {"mixed": table(40), "plain": table(1)}
+    rows = evaluate(sets, [policy], make_request(0), 0.95, COSTS)
+    assert len(rows) == 2 * 11
+    found = {(row["set"], row["policy"]): row for row in rows}
+    knowing = found["mixed", "knowing"]
+    assert knowing["mean_ssim"] == pytest.approx(0.995) and knowing["share_under_floor"] == 0
+    assert knowing["token_forwards_share"] == pytest.approx(0.625)
+    assert knowing["above_fixed_hull"] == pytest.approx(0.0225, abs=1e-4)
+    # no fixed strategy that costs less than skip_1_uncond_1 (65) misses nothing
+    assert knowing["saved_at_equal_misses"] == pytest.approx(1 - 62.5 / 65, abs=1e-4)
+    assert found["mixed", "skip_3"]["share_under_floor"] == 0.5
+    low, high = found["mixed", "skip_3"]["interval"]
+    assert low < 0.5 < high and found["mixed", "base"]["mean_psnr"] is None
+    assert all(row["above_fixed_hull"] <= 1e-4 for row in rows if row["is_fixed"])
+    text = markdown(rows, "infinity_2b")
+    assert "## mixed: 40 prompts" in text and "| FastVAR, as the paper measures it | 2.53 x | 0.692 |" in text
+    assert "FastVAR" not in markdown(rows, "emoji")
+    assert [path.stat().st_size > 5000 for path in draw(rows, tmp_path)] == [True, True]
+    images = image_rows(sets, [policy], make_request(0), COSTS)
+    assert len(images) == 41 * 11
+    mine = [row["ssim"] for row in images if (row["set"], row["policy"]) == ("mixed", "knowing")]
+    assert np.mean(mine) == pytest.approx(knowing["mean_ssim"])
+
+
+def test_sets_without_a_name_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["conf/calibrate.yaml", "--sets", "=x.txt"]) == 2
+    assert "--sets" in capsys.readouterr().err
+
+
+def test_the_job_ends_in_a_table_and_one_line_of_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A real run with random weights: trials on Ray, the clock, every file."""
+    for name in ("mixed", "plain"):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{count} {name} apples\n" for count in range(4)))
+    overrides = ["model.path=random:0", "model.device=cpu", "cluster.replicas.max=1"]
+    overrides.append(f"output.path={tmp_path}/trials-{{fingerprint}}")
+    sets = [f"{name}={tmp_path}/{name}.txt" for name in ("mixed", "plain")]
+    policy = str(Path(__file__).parents[2] / "conf/policies/emoji_0.86.json")
+    arguments = ["--sets", *sets, "--policies", policy, "--timed", "2", "--rounds", "1", "--out", str(tmp_path / "out")]
+    assert main(["conf/calibrate.yaml", *overrides, "policy_force=true", *arguments]) == 0
+    verdict = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert (verdict["policy"], verdict["set"], verdict["images"], verdict["alpha"]) == ("emoji_0.86", "mixed", 4, None)
+    assert verdict["speedup"] > 0 and verdict["speedup_token_forwards"] >= 1 and "above_fixed_hull" in verdict
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"evaluation.md", "evaluation.json", "images.parquet", "pareto.svg", "pareto.png"}
+    assert pq.read_metadata(tmp_path / "out" / "images.parquet").num_rows == 2 * 4 * 11
