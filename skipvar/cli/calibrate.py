@@ -38,7 +38,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     prepare_environment(config)  # before anything imports Ray
     from skipvar.distributed.trials import make_trials_run
 
-    made = make_trials_run(config, show=print, says_what_they_buy=True)
+    made = make_trials_run(config, show=print, is_for_fitting=True)
     if made.trials is None:
         return made.exit_code
     found = calibrate(config, made.resolved, made.trials, arguments.out, show=print)

@@ -82,8 +82,8 @@ def _sets(given: Sequence[str], config: RunConfig) -> dict[str, Any]:
     if "{fingerprint}" not in config.output.path and len(given) > 1:
         raise ConfigError("output.path: several --sets need {fingerprint} in it, so that each has its own trials.")
     pairs = [text.partition("=") for text in given]
-    if bad := next((name for name, _, path in pairs if not (name and path)), None):
-        raise ConfigError(f"--sets {bad}: write NAME=PATH, such as mixed=conf/prompts/emoji.txt.")
+    if not all(name and path for name, _, path in pairs):
+        raise ConfigError("--sets: write NAME=PATH, such as mixed=conf/prompts/emoji.txt.")
     return {name: path for name, _, path in pairs}
 
 

@@ -31,13 +31,13 @@ class TrialsRun:
     """None: the run was stopped, and the same command goes on."""
 
 
-def make_trials_run(config: RunConfig, show: Callable[[str], None], *, says_what_they_buy: bool = False) -> TrialsRun:
+def make_trials_run(config: RunConfig, show: Callable[[str], None], *, is_for_fitting: bool = False) -> TrialsRun:
     """Make what is left of the trials, as a run like any other. Raises `SkipvarError` for what is found before work."""
     config = replace(config, policy=TRIALS)
     resolved = resolve(config, StoredFiles(config.storage))
     plan = plan_input(resolve_paths(locate(config)), resolved.num_scales, resolved.max_image_pixels)
-    check_number(plan.num_requests)
-    if says_what_they_buy:
+    if is_for_fitting:
+        check_number(plan.num_requests)
         show(what_trials_buy(plan.num_rows, min(alpha for _, alpha in PROMISES), DELTA))
     stop = StopSignal()
     with stop.listening():
