@@ -1,25 +1,96 @@
-"""Running a job as a user does: in a process of its own."""
+"""Running a job as a user does: in a process of its own, on one Ray that the jobs of this folder share."""
 
+import os
+import secrets
+import shutil
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+START_SECONDS = 90
 TINY = ("model.path=random:0", "policy=spread", "cluster.replicas.max=1", "output.unit_rows=4", "model.device=cpu")
 """Overrides for conf/emoji.yaml: seeded random weights, one replica, small units."""
 
 
+@dataclass(frozen=True)
+class RayHead:
+    """A Ray of one node on loopback, with token authentication."""
+
+    environment: Mapping[str, str]
+    """Of a process that joins it."""
+    dashboard: str
+    """Where jobs are submitted to."""
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    """`ray start --head`, once for all tests that ask for it."""
+    gcs, dashboard, agent, client = _free_ports(4)
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: Ray's sockets must fit in 107 characters
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    process = subprocess.Popen(
+        [
+            *(RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"),
+            *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
+            *(f"--ray-client-server-port={client}", "--object-store-memory=100000000", f"--temp-dir={folder}"),
+        ],
+        env={**kept, **token},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        _wait_for(f"{address}/api/version", token["RAY_AUTH_TOKEN"])
+        yield RayHead({**kept, **token, "RAY_ADDRESS": f"127.0.0.1:{gcs}"}, address)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(url: str, token: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+            urllib.request.urlopen(request, timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            assert time.monotonic() < deadline, "the Ray head does not come up"
+            time.sleep(0.5)
+
+
 @pytest.fixture
-def generate(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs jobs.generate on conf/emoji.yaml with overrides, into `tmp_path/out`."""
+def generate(ray_head: RayHead, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs jobs.generate on conf/emoji.yaml with overrides, into `tmp_path/out`, on the shared Ray unless it is told
+    `cluster.address=local`."""
 
     def run(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             generate_command(tmp_path / "out", *arguments),
             cwd=REPOSITORY,
+            env=dict(ray_head.environment),
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -25,7 +25,7 @@ def rows(output: Path, columns: list[str]) -> dict[int, tuple]:
 
 
 def test_a_dozen_prompts_and_the_same_command_again(generate, tmp_path: Path) -> None:
-    first = generate("input.limit=12")
+    first = generate("input.limit=12", "cluster.address=local")
     assert first.returncode == 0, first.stderr
     output = tmp_path / "out"
     assert f"dataset: {output}" in first.stdout and "load_dataset" in first.stdout and "strategies:" in first.stdout
@@ -43,7 +43,7 @@ def test_a_dozen_prompts_and_the_same_command_again(generate, tmp_path: Path) ->
     engine = record["counts"]["engine"]
     assert engine["images"] == 12 and set(engine["suffix"]) <= {*STRATEGY_NAMES} - {"skip_3"}
 
-    again = generate("input.limit=12")
+    again = generate("input.limit=12")  # on another Ray: where it runs is not what it makes
     assert again.returncode == 0, again.stderr
     assert rows(output, ["prompt", "strategy", "seed"]) == made
     other = generate("input.limit=12", "sampling.cfg=4")
