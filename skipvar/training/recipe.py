@@ -76,7 +76,7 @@ class StepKind:
 class TransformerRecipe:
     """How the transformer and its text encoder are trained."""
 
-    schedule: RateSchedule = RateSchedule(num_steps=5000, decay_steps=2000)
+    schedule: RateSchedule = RateSchedule(num_steps=9000, decay_steps=1500)
     # Three kinds of about 7,500 tokens each: what an object is is learned from few tokens of many images.
     coarse: StepKind = StepKind(num_scales=5, batch_size=128)
     early: StepKind = StepKind(num_scales=7, batch_size=48)
