@@ -56,6 +56,9 @@ class SimulatedFleet:
         self._random = random.Random(0)
         self._mark = time.thread_time()
 
+    def leaving_nodes(self) -> frozenset[str]:
+        return frozenset()
+
     def grow(self, size: int) -> None:
         for number in range(len(self.members), size):
             member = Member(f"replica-{number}", None)
@@ -106,6 +109,9 @@ class SimulatedFleet:
     def _at(self, when: float, member: Member, report: UnitReport | None) -> None:
         heapq.heappush(self._coming, (when, next(self._numbers), member, report))
 
+    def clock(self) -> float:
+        return self.now
+
     def _charge(self) -> None:
         """Let the simulated clock go on by what the driver has really spent since."""
         mark = time.thread_time()
@@ -121,7 +127,9 @@ def measure_driver(
     """Units a second that the driver accounts for, bytes that it grows by, the share of replica time that it loses."""
     config = RunConfig(cluster=ClusterConfig(replicas=ReplicasConfig(min=num_replicas, max=num_replicas)))
     fleet = SimulatedFleet(unit_seconds)
-    driver = Driver(config, fleet, lambda: num_replicas, _run(num_units), _metrics(num_units), StopSignal())  # type: ignore[arg-type]
+    played: Any = fleet
+    run, metrics = _run(num_units), _metrics(num_units)
+    driver = Driver(config, played, lambda: num_replicas, run, metrics, StopSignal(), clock=fleet.clock)
     before = _peak_bytes()
     driver.run()
     replica_seconds = num_replicas * fleet.now

@@ -6,11 +6,12 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
 import tenacity
+from ray._private.state import state as draining
 
 from skipvar.config import RunConfig
 from skipvar.distributed.environment import check_output_stays, cluster_address
@@ -60,14 +61,23 @@ class Cluster:
         return {
             "num_cpus": self.cpus_per_replica,
             "num_gpus": self.gpus_per_replica,
+            "scheduling_strategy": "SPREAD",  # a node that is lost takes as few as possible along
             "max_restarts": 0,
             "max_task_retries": 0,
             "runtime_env": {"env_vars": environment},
         }
 
     def room(self) -> int:
-        """How many replicas the cluster can hold as it is now."""
-        resources = ray.cluster_resources()
+        """How many replicas the cluster can hold as it is now, without the nodes that are going."""
+        leaving = self.leaving_nodes()
+        nodes = (node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving)
+        return sum(self._room_on(node["Resources"]) for node in nodes)
+
+    def leaving_nodes(self) -> frozenset[str]:
+        """Nodes that have announced that they are going (preemption, `ray drain-node`, the autoscaler)."""
+        return frozenset(draining.get_draining_nodes())  # Ray's own libraries ask it too; there is no public way
+
+    def _room_on(self, resources: Mapping[str, float]) -> int:
         room = int(resources.get("CPU", 0) // self.cpus_per_replica)
         return min(room, int(resources.get("GPU", 0) // self.gpus_per_replica)) if self.gpus_per_replica else room
 

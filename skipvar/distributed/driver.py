@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 from skipvar.config import RunConfig
 from skipvar.distributed.dispatch import Dispatcher
@@ -14,6 +15,8 @@ from skipvar.distributed.messages import (
     ReplicaLost,
     RunFailed,
     Started,
+    Stop,
+    Stopped,
     Supply,
     ToDriver,
     UnitDone,
@@ -27,6 +30,7 @@ from skipvar.quality.audit_book import AuditBook
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
+"""How often all replicas are looked at; what a message costs does not depend on how many there are."""
 SURVEY_SECONDS = 10.0
 """How often the cluster is asked for room for more replicas."""
 OPEN_FACTOR = 4
@@ -51,24 +55,28 @@ class Driver:
         metrics: Metrics,
         stop: StopSignal,
         audits: AuditBook | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`room` says how many replicas the cluster can hold; `audits` counts them, where something was promised."""
         self._audits, self._is_alarmed = audits, False
         self._config, self._fleet, self._room, self._run = config, fleet, room, run
-        self._metrics, self._stop = metrics, stop
+        self._metrics, self._stop, self._clock = metrics, stop, clock
         self._num_units_left = run.num_units
         self._dispatcher = Dispatcher(
             run.units, max_attempts=config.max_attempts, images_per_prompt=config.sampling.images_per_prompt
         )
-        self._surveyed = -math.inf
-        self._waited_since = time.monotonic()
+        self._ticked = self._surveyed = -math.inf
+        self._waited_since = clock()
         self._has_begun = False
+        self._num_up = 0
         self._num_expected = 1
         """Replicas that are up or have room to start."""
         self._num_deaths = 0
         """Replicas that died at work since a unit was published or an isolation survived."""
         self._num_idle_deaths = 0
         """Replicas that died before they had anything to do, since then."""
+        self.statistics: list[dict[str, Any]] = []
+        """Of the engines that ended in order meanwhile."""
 
     def run(self) -> None:
         """Returns when every unit is published.
@@ -77,13 +85,24 @@ class Driver:
         """
         while not self._dispatcher.is_done:
             self._heed_audits()
-            self._keep_fleet()
+            if self._clock() - self._ticked >= TICK_SECONDS:
+                self._tick()
             for member, message in self._fleet.events(TICK_SECONDS):
                 self._handle(member, message)
-            self._end_hanging()
             self._stop.check()
-            self._check_limits()
-            self._metrics.show([member.progress for member in self._fleet.members])
+
+    def _tick(self) -> None:
+        """What takes a look at every replica."""
+        self._ticked = self._clock()
+        self._end_hanging()
+        self._leave_nodes()
+        self._keep_fleet()
+        self._metrics.tick(
+            num_replicas=self._num_up,
+            num_units_left=self._num_units_left,
+            num_in_flight=self._dispatcher.num_in_flight,
+        )
+        self._metrics.show(member.progress for member in self._fleet.members)
 
     def _handle(self, member: Member, message: ToDriver) -> None:
         match message:
@@ -92,26 +111,30 @@ class Driver:
             case Progress():
                 before = member.progress
                 if (message.num_steps, message.num_published) != (before.num_steps, before.num_published):
-                    member.moved_at = time.monotonic()
+                    member.moved_at = self._clock()
                 member.progress = message
                 self._supply(member)
             case UnitDone():
                 self._finish(member, message)
             case ReplicaLost():
                 self._lose(member, message)
+            case Stopped():
+                self.statistics.append(dict(message.statistics))
+                self._lose(member, ReplicaLost(reason="its node is going", is_preempted=True))
             case RunFailed():
                 self._fleet.drop(member)  # it says no more
                 raise message.error
 
     def _start(self, member: Member, message: Started) -> None:
-        member.wanted_requests = message.wanted_requests
+        member.wanted_requests, member.node = message.wanted_requests, message.node
+        self._num_up += 1
         logger.info(
-            "%s is up (%s): %d of %d replicas", member.name, message.report.processor, self._num_up(),
+            "%s is up (%s): %d of %d replicas", member.name, message.report.processor, self._num_up,
             len(self._fleet.members),
         )  # fmt: skip
         if self._has_begun:
             self._supply(member)
-        elif self._num_up() >= self._num_needed():
+        elif self._num_up >= self._num_needed():
             self._has_begun = True
             self._supply_all()
 
@@ -135,7 +158,7 @@ class Driver:
             given.append(assignment)
             member.num_sent += 1
         if given and len(given) == len(self._dispatcher.held_by(member.name)):
-            member.moved_at = time.monotonic()  # it was idle until now
+            member.moved_at = self._clock()  # it was idle until now
         if given or is_more_coming != member.expects_more:
             member.expects_more = is_more_coming
             self._fleet.send(member, Supply(assignments=tuple(given), is_more_coming=is_more_coming))
@@ -144,7 +167,8 @@ class Driver:
         num_held = len(self._dispatcher.held_by(member.name))
         assert member.wanted_requests is not None
         return (
-            not self._dispatcher.is_reserved(member.name)
+            not member.is_leaving
+            and not self._dispatcher.is_reserved(member.name)
             and num_held < math.ceil(self._num_units_left / self._num_expected)
             and num_held * self._run.unit_requests < OPEN_FACTOR * member.wanted_requests
         )
@@ -161,7 +185,7 @@ class Driver:
 
     def _finish(self, member: Member, message: UnitDone) -> None:
         assignment = self._dispatcher.finished(member.name, message.unit)
-        member.moved_at = time.monotonic()
+        member.moved_at = self._clock()
         self._num_deaths = self._num_idle_deaths = 0
         if (report := message.report) is not None:
             self._num_units_left -= 1
@@ -171,6 +195,7 @@ class Driver:
             logger.debug("unit %d: %d images, %d failures", report.unit, report.num_images, report.num_failures)
             if not report.same_content:
                 logger.warning("Unit %d was published before with other content; that stays", report.unit)
+            self._check_failures()
         if assignment.is_alone:
             self._supply_all()
         self._supply(member)
@@ -197,6 +222,8 @@ class Driver:
         logger.warning("%s %s; units to be made again: %s", member.name, why, units)
         was_idle = not held
         self._fleet.drop(member)
+        self._num_up -= member.is_up
+        self._ticked = -math.inf
         self._metrics.lost(is_preempted=loss.is_preempted, num_units=len(held))
         self._dispatcher.lost(member.name, is_preempted=loss.is_preempted)
         if member.is_up:
@@ -209,9 +236,18 @@ class Driver:
         """A replica with work that shows neither a step nor a publication for too long is as good as dead."""
         limit = self._config.cluster.replica_timeout_seconds
         for member in list(self._fleet.members):
-            if self._dispatcher.held_by(member.name) and time.monotonic() - member.moved_at > limit:
+            if self._dispatcher.held_by(member.name) and self._clock() - member.moved_at > limit:
                 reason = f"no step and no publication for {limit:g} s (cluster.replica_timeout_seconds)"
                 self._lose(member, ReplicaLost(reason=reason))
+
+    def _leave_nodes(self) -> None:
+        """A replica whose node is going publishes what is complete; others make the rest."""
+        leaving = self._fleet.leaving_nodes()
+        for member in self._fleet.members if leaving else ():
+            if member.node in leaving and not member.is_leaving:
+                logger.info("%s publishes what is complete: its node is going", member.name)
+                member.is_leaving = True
+                self._fleet.send(member, Stop())
 
     def _count_death(self, loss: ReplicaLost, *, was_idle: bool) -> None:
         """Give up where replicas die without anything getting done; one bad node beside good ones is no reason."""
@@ -221,7 +257,7 @@ class Driver:
         else:
             self._num_idle_deaths += 1
             num_too_many = self._config.max_attempts * self._num_expected
-            is_hopeless = self._num_idle_deaths > num_too_many and self._num_up() == 0
+            is_hopeless = self._num_idle_deaths > num_too_many and self._num_up == 0
             _give_up_if(is_hopeless, self._num_idle_deaths, loss)
 
     @property
@@ -232,32 +268,32 @@ class Driver:
 
     def _keep_fleet(self) -> None:
         """Have as many replicas as there is room and work for."""
-        if time.monotonic() - self._surveyed >= SURVEY_SECONDS or len(self._fleet.members) < self._num_needed():
-            self._surveyed = time.monotonic()
+        if self._clock() - self._surveyed >= SURVEY_SECONDS or len(self._fleet.members) < self._num_needed():
+            self._surveyed = self._clock()
             most = self._config.cluster.replicas.max
-            room = max(1, self._room()) if most == "auto" else int(most)
-            size = min(room, max(1, self._num_units_left))
-            self._num_expected = max(1, min(size, self._room()))
+            room = max(1, self._room())
+            size = min(room if most == "auto" else int(most), max(1, self._num_units_left))
+            self._num_expected = min(size, room)
             self._fleet.grow(size)
-        if self._num_up():
-            self._waited_since = time.monotonic()
-        elif time.monotonic() - self._waited_since > WAITING_SECONDS:
-            self._waited_since = time.monotonic()
+            if most == "auto":  # else those without room make the autoscaler add nodes
+                self._retire(len(self._fleet.members) - room)
+        if self._num_up:
+            self._waited_since = self._clock()
+        elif self._clock() - self._waited_since > WAITING_SECONDS:
+            self._waited_since = self._clock()
             logger.info("Waiting for the first replica: the cluster is making room, or the model is loading")
 
-    def _num_up(self) -> int:
-        return sum(member.is_up for member in self._fleet.members)
+    def _retire(self, num_too_many: int) -> None:
+        """Room that vanished: take back replicas that wait for it."""
+        waiting = [member for member in self._fleet.members if not member.is_up]
+        for member in waiting[-num_too_many:] if num_too_many > 0 else ():
+            self._fleet.drop(member)
 
     def _num_needed(self) -> int:
         """Replicas that must be up before the first unit is handed out."""
         return min(self._config.cluster.replicas.min, max(1, self._num_units_left))
 
-    def _check_limits(self) -> None:
-        self._metrics.tick(
-            num_replicas=self._num_up(),
-            num_units_left=self._num_units_left,
-            num_in_flight=self._dispatcher.num_in_flight,
-        )
+    def _check_failures(self) -> None:
         num_done, share = self._metrics.num_done, self._config.max_error_share
         if num_done >= MIN_COUNTED_REQUESTS and self._metrics.num_failures > share * num_done:
             raise StoppedError(

@@ -2,8 +2,10 @@
 
 import contextlib
 import itertools
+import queue
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +13,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from skipvar.distributed.cluster import Cluster
-from skipvar.distributed.messages import Progress, ReplicaLost, Stop, Stopped, ToDriver, ToReplica
+from skipvar.distributed.messages import Progress, ReplicaLost, RunFailed, Stop, Stopped, ToDriver, ToReplica
 from skipvar.distributed.opening import WorkOrder
 from skipvar.distributed.replica import ReplicaActor
 
@@ -24,14 +26,20 @@ class Member:
     actor: Any
     wanted_requests: int | None = None
     """As in `Started`; None: the model is being loaded."""
+    node: str = ""
+    """Where it is up."""
+    is_leaving: bool = False
+    """Its node is going: it was told to stop."""
+    is_gone: bool = False
+    """It was dropped."""
     progress: Progress = field(default_factory=Progress)
     """The last that it told."""
     num_sent: int = 0
     """Units it was ever sent."""
     expects_more: bool = False
     """What it was told last: `Supply.is_more_coming`."""
-    moved_at: float = field(default_factory=time.monotonic)
-    """When it last showed that it gets on."""
+    moved_at: float = 0.0
+    """When it was given something while it had nothing, or last showed that it gets on, by the driver's clock."""
 
     @property
     def is_up(self) -> bool:
@@ -39,12 +47,13 @@ class Member:
 
 
 class Fleet:
-    """Creates replicas, tells them what to do, and hears what they say."""
+    """Creates replicas, tells them what to do, and hears what they say. A message costs the same for any number."""
 
     def __init__(self, cluster: Cluster, build_engine: Callable[[], Any], order: WorkOrder) -> None:
         self._cluster, self._build_engine, self._order = cluster, build_engine, order
         self._numbers = itertools.count()
-        self._listening: dict[Any, Member] = {}
+        self._answers: queue.SimpleQueue[tuple[Member, Future[tuple[ToDriver, ...]]]] = queue.SimpleQueue()
+        """Of the replicas' `receive`; Ray's thread puts them in."""
         self.members: list[Member] = []
 
     def grow(self, size: int) -> None:
@@ -55,7 +64,11 @@ class Fleet:
             actor = ReplicaActor.options(**options).remote(name, self._build_engine, self._order, options["num_cpus"])
             member = Member(name, actor)
             self.members.append(member)
-            self._listening[actor.receive.remote()] = member
+            self._listen(member)
+
+    def leaving_nodes(self) -> frozenset[str]:
+        """Nodes that have announced that they are going."""
+        return self._cluster.leaving_nodes()
 
     def send(self, member: Member, message: ToReplica) -> None:
         """Tell a replica something; messages arrive in their order. That one is gone, `events` will say."""
@@ -63,27 +76,29 @@ class Fleet:
 
     def events(self, timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
         """What replicas say, after waiting for something at most so long. A dropped replica is not heard any more."""
-        if not self._listening:
-            time.sleep(timeout_seconds)
-            return
-        ready, _ = ray.wait(list(self._listening), num_returns=1, timeout=timeout_seconds, fetch_local=False)
-        if ready:
-            ready, _ = ray.wait(list(self._listening), num_returns=len(self._listening), timeout=0, fetch_local=False)
-        for reference in ready:
-            member = self._listening.pop(reference, None)  # None: dropped while an earlier message was handled
-            if member is None:
-                continue
-            said = _said(reference)
-            if not isinstance(said[-1], ReplicaLost | Stopped):
-                self._listening[member.actor.receive.remote()] = member
-            for message in said:
-                if member in self.members:
-                    yield member, message
+        with contextlib.suppress(queue.Empty):
+            member, answer = self._answers.get(timeout=timeout_seconds)
+            for _ in range(len(self.members) + 1):  # then the caller has other things to look after
+                if not member.is_gone:
+                    yield from self._heard(member, answer)
+                member, answer = self._answers.get_nowait()
+
+    def _heard(self, member: Member, answer: "Future[tuple[ToDriver, ...]]") -> Iterator[tuple[Member, ToDriver]]:
+        said = _said(answer)
+        if not isinstance(said[-1], ReplicaLost | Stopped | RunFailed):
+            self._listen(member)
+        for message in said:
+            if not member.is_gone:
+                yield member, message
+
+    def _listen(self, member: Member) -> None:
+        answer = member.actor.receive.remote().future()
+        answer.add_done_callback(lambda done: self._answers.put((member, done)))
 
     def drop(self, member: Member) -> None:
         """End a replica and hear it no more."""
         self.members.remove(member)
-        self._listening = {reference: other for reference, other in self._listening.items() if other is not member}
+        member.is_gone = True
         with contextlib.suppress(RayError):
             ray.kill(member.actor)
 
@@ -104,11 +119,10 @@ class Fleet:
             self.drop(member)
 
 
-def _said(reference: Any) -> tuple[ToDriver, ...]:
+def _said(answer: "Future[tuple[ToDriver, ...]]") -> tuple[ToDriver, ...]:
     """The messages that a call brought; at least one."""
     try:
-        said: tuple[ToDriver, ...] = ray.get(reference)
-        return said
+        return answer.result()
     except RayTaskError as error:
         return (ReplicaLost(reason=f"{type(error.cause).__name__}: {error.cause}"),)
     except RayActorError as error:

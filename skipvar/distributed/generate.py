@@ -58,8 +58,9 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
                 cluster.start()
                 fleet = Fleet(cluster, partial(engine_factory, config, resolved), run.order())
                 try:
-                    error = _told(Driver(config, fleet, cluster.room, run, metrics, stop, audits).run)
-                    statistics = _end(fleet, metrics, config.cluster.grace_seconds)
+                    driver = Driver(config, fleet, cluster.room, run, metrics, stop, audits)
+                    error = _told(driver.run)
+                    statistics = driver.statistics + _end(fleet, metrics, config.cluster.grace_seconds)
                 finally:
                     for member in list(fleet.members):
                         fleet.drop(member)

@@ -47,6 +47,8 @@ class Started:
     report: DeviceReport
     wanted_requests: int
     """It is well supplied with so many requests that have no result yet."""
+    node: str = ""
+    """Ray's id of the node where it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tqdm import tqdm
 
@@ -74,7 +74,7 @@ class Metrics:
             self._exported.lost(is_preempted=is_preempted, num_units=num_units)
 
     def tick(self, *, num_replicas: int, num_units_left: int, num_in_flight: int) -> None:
-        """Once a round of the driver: what is up costs. Raises `StoppedError` at the end of the budget."""
+        """Once a tick of the driver: what is up costs. Raises `StoppedError` at the end of the budget."""
         self.cost.tick(num_replicas)
         if self._exported is not None:
             self._exported.update(
@@ -86,12 +86,13 @@ class Metrics:
             )
         self.cost.check()
 
-    def show(self, in_hand: Sequence[Progress]) -> None:
-        """Bring the bar up to date, or write a line if the last one is old enough. `in_hand`: of each replica."""
+    def show(self, told: Iterable[Progress]) -> None:
+        """Bring the bar up to date, or write a line if the last one is old enough. `told`: by each replica."""
         interval = LINE_SECONDS if self._bar is None else BAR_SECONDS
         if time.monotonic() - self._shown < interval:
             return
         self._shown = time.monotonic()
+        in_hand = list(told)
         num_made = self.num_done + sum(each.num_failures + sum(each.strategies.values()) for each in in_hand)
         if self._bar is not None:
             self._bar.n = self._num_before + num_made

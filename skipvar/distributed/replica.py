@@ -69,7 +69,8 @@ class Replica:
                 logging.getLogger("skipvar").addHandler(log)
                 logging.getLogger("skipvar").setLevel(logging.INFO)
                 self._worker = self._make_worker(engine, storage)
-                self._outbox.put(Started(report=engine.report, wanted_requests=self._worker.wanted_requests))
+                wanted, node = self._worker.wanted_requests, ray.get_runtime_context().get_node_id()
+                self._outbox.put(Started(report=engine.report, wanted_requests=wanted, node=node))
                 self._worker.run()
             self._outbox.put(
                 Stopped(statistics=engine.statistics.to_dict())

@@ -53,6 +53,9 @@ class PlayedFleet:
             self.pending.append((member, None))
             self.created += 1
 
+    def leaving_nodes(self) -> frozenset[str]:
+        return frozenset()
+
     def send(self, member: Member, message: ToReplica) -> None:
         assert isinstance(message, Supply)
         self.pending += [(member, assignment) for assignment in message.assignments]

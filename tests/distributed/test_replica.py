@@ -23,6 +23,8 @@ class SlowStorage(LocalStorage):
 def test_the_log_is_there_before_the_last_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The driver ends a replica at its last word: what it still wrote then stayed in `_tmp/`, and the log was lost."""
     monkeypatch.setattr(replica_module, "open_storage", lambda *_: SlowStorage(str(tmp_path)))
+    context = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr(replica_module.ray, "get_runtime_context", lambda: context)
     dataset = SimpleNamespace(output=str(tmp_path), storage=None)
     order: Any = SimpleNamespace(dataset=dataset, session="now", wanted_requests=lambda _: 8)
     replica = Replica("replica-0", FakeEngine, order, 1)
