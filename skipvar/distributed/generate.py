@@ -71,6 +71,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
                 log.attach(run.storage, log_name(run.session, "driver"))
             outcome = conclude(run, metrics, statistics, error, audits, before=_counts(record).get("engine"))
             if error is not None and error.exit_code == EXIT_USAGE and not metrics.num_units:
+                log.discard()
                 run.withdraw()  # a mistake that only a replica could find: as if found before any work
                 raise error
             return outcome

@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 from skipvar.errors import StorageError
+from skipvar.shards.ledger import LOG
 from skipvar.shards.storage import Storage
 
 SAVE_SECONDS = 10.0
@@ -18,7 +19,7 @@ FORMAT.converter = time.gmtime
 
 def log_name(session: str, who: str) -> str:
     """Where a log lies in the output: those of earlier sessions stay."""
-    return f"_log/{session}-{who}.log"
+    return f"{LOG}{session}-{who}.log"
 
 
 class StoredLog(logging.Handler):
@@ -40,6 +41,12 @@ class StoredLog(logging.Handler):
 
     def attach(self, storage: Storage, name: str) -> None:
         self._storage, self._name = storage, name
+
+    def discard(self) -> None:
+        """Save nothing from here on: the run is taken back."""
+        self._end.set()
+        self._saver.join()
+        self._storage = None
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record) + "\n"

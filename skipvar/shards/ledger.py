@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "_run.json"
 SUCCESS_FILE = "_SUCCESS"
 CARD_FILE = "README.md"
+LOG = "_log/"
 FINGERPRINT_DIGITS = 16
 MAX_UNITS = 2 * 10**7
 """Units of a run, at most: a record that tells of more is damaged."""
@@ -129,10 +130,11 @@ class Ledger:
         return Run(record["fingerprint"], True, present)
 
     def withdraw(self) -> None:
-        """Forget a run that published nothing, unless it did."""
+        """Forget a run that published nothing, unless it did: its input, its logs, and last of all its record."""
         if next(self._storage.list(DATA), None) is None:
-            for entry in list(self._storage.list(INPUT)):
-                self._storage.delete(entry.name)
+            for prefix in (INPUT, LOG):
+                for entry in list(self._storage.list(prefix)):
+                    self._storage.delete(entry.name)
             self._storage.delete(RUN_FILE)
 
     def done_units(self) -> set[int]:

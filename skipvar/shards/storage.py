@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
@@ -15,6 +15,7 @@ from skipvar.errors import ConfigError, NotFoundError, StorageError
 from skipvar.types import Entry
 
 TEMPORARY = "_tmp"
+PLACE_ATTEMPTS = 5
 YOUNG_SECONDS = 5.0
 """A temporary file may be so old before its writer has locked it."""
 
@@ -156,12 +157,10 @@ class LocalStorage:
             if path.exists():
                 return False
             with self._temporary(data) as temporary:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    os.link(temporary, path)
+                    _placed(lambda: os.link(temporary, path), path.parent)
                 except FileExistsError:
                     return False
-            _sync_folder(path.parent)
         except OSError as error:
             raise explain_os_error(error, f"write {path}") from error
         return True
@@ -170,9 +169,7 @@ class LocalStorage:
         path = self._path(name)
         try:
             with self._temporary(data) as temporary:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary.replace(path)
-            _sync_folder(path.parent)
+                _placed(lambda: temporary.replace(path), path.parent)
         except OSError as error:
             raise explain_os_error(error, f"write {path}") from error
 
@@ -180,10 +177,13 @@ class LocalStorage:
         path = self._path(name)
         try:
             path.unlink(missing_ok=True)
-            if path.parent.exists():
+            with contextlib.suppress(FileNotFoundError):
                 _sync_folder(path.parent)
         except OSError as error:
             raise explain_os_error(error, f"delete {path}") from error
+        if path.parent != self.root:
+            with contextlib.suppress(OSError):  # not empty, or gone already
+                path.parent.rmdir()
 
     def exists(self, name: str) -> bool:
         try:
@@ -234,6 +234,20 @@ def _raise_unless_gone(error: OSError) -> None:
     """A folder that may not be listed is not an empty one."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
+
+
+def _placed(place: Callable[[], object], folder: Path) -> None:
+    """Let `place` make an entry of the folder, which whoever deleted its last file may remove at any moment."""
+    for attempt in range(PLACE_ATTEMPTS):
+        with contextlib.suppress(FileExistsError):  # also where it vanished while Python looked at it
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            place()
+            _sync_folder(folder)
+            return
+        except FileNotFoundError:
+            if attempt == PLACE_ATTEMPTS - 1:
+                raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,10 @@ from skipvar.config import RunConfig
 from skipvar.config_file import load_config
 from skipvar.distributed.stopping import StopSignal
 from skipvar.errors import ConfigError, ModelError
+from skipvar.local import build_local_engine
 from skipvar.model import device
+
+EMOJI = Path(__file__).parents[2] / "skipvar" / "assets" / "emoji"
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -64,6 +68,11 @@ def published(config: RunConfig) -> tuple[list[int], dict[int, str]]:
             rows = pq.read_table(output / named).to_pylist()
             errors |= {row["position"]: row["error_class"] for row in rows}
     return data, errors
+
+
+def left_in(config: RunConfig) -> list[str]:
+    """What lies in the output, but for the empty folder of temporary files."""
+    return [path.name for path in Path(config.output.path).rglob("*") if path.name != "_tmp"]
 
 
 def state_of(config: RunConfig) -> str:
@@ -221,8 +230,19 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_with_its_sentence(make_confi
     config = make_config(["a"])
     with pytest.raises(ModelError, match="no weights there"):
         run(config, build_no_engine)
+    assert left_in(config) == []
     right = replace(config, model=replace(config.model, path="random:1"))  # nothing was made: the output is free
     assert run(right).exit_code == 0
+
+
+def test_truncated_weights_end_the_run_at_once_with_their_name(make_config, tmp_path: Path) -> None:
+    shutil.copytree(EMOJI, tmp_path / "model")
+    weights = tmp_path / "model" / "transformer.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    config = make_config(["a"], f"model.path={tmp_path}/model")
+    with pytest.raises(ModelError, match=f"{weights}: .*the file is cut off or damaged"):
+        run(config, build_local_engine)
+    assert left_in(config) == []
 
 
 def test_replicas_that_never_come_up_end_the_run(make_config) -> None:

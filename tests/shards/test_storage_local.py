@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,18 @@ def test_put_read_list_replace_delete(tmp_path: Path) -> None:
         storage.read("data/a")
     storage.probe()
     assert [entry.name for entry in storage.list()] == ["_run.json", "data/b"]
+
+
+def test_an_empty_folder_goes_with_its_last_file_while_others_write_there(tmp_path: Path) -> None:
+    def put_and_delete(name: str) -> None:
+        storage = LocalStorage(str(tmp_path))
+        for _ in range(100):
+            assert storage.put_if_absent(f"folder/{name}", b"x")
+            storage.delete(f"folder/{name}")
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(put_and_delete, "abc"))
+    assert not (tmp_path / "folder").exists()
 
 
 def _put(folder: str, byte: int) -> bool:
