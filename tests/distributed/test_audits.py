@@ -54,7 +54,7 @@ def record(config: RunConfig) -> dict[str, Any]:
 
 
 def test_under_base_what_is_handed_out_after_the_alarm_is_made_in_full(make_config: Callable[..., RunConfig]) -> None:
-    config = make_config("base", "cluster.replicas.max=1")
+    config = make_config("base", "cluster.replicas.max=1", "output.unit_rows=4")  # most units wait when it rings
     outcome = run(config)
     assert outcome.exit_code == 0
     policies = Counter((row["policy"], row["strategy"] == "base") for row in rows(config))
