@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from skipvar.distributed.cluster import Cluster
 from skipvar.distributed.messages import Progress, ReplicaLost, RunFailed, Stop, Stopped, ToDriver, ToReplica
 from skipvar.distributed.opening import WorkOrder
 from skipvar.distributed.replica import ReplicaActor
+
+ASK_AGAIN_SECONDS = 1.0
+"""Ray takes some seconds to tell a dead node from a slow one."""
 
 
 @dataclass(eq=False)
@@ -32,6 +35,8 @@ class Member:
     """Its node is going: it was told to stop."""
     is_gone: bool = False
     """It was dropped."""
+    is_cut_off: bool = False
+    """Its connection broke, and what it said may be lost: it is lost, once Ray knows whether its node is."""
     progress: Progress = field(default_factory=Progress)
     """The last that it told."""
     num_sent: int = 0
@@ -54,6 +59,8 @@ class Fleet:
         self._numbers = itertools.count()
         self._answers: queue.SimpleQueue[tuple[Member, Future[tuple[ToDriver, ...]]]] = queue.SimpleQueue()
         """Of the replicas' `receive`; Ray's thread puts them in."""
+        self._cut_off: list[tuple[float, Member]] = []
+        """When to ask which of them again."""
         self.members: list[Member] = []
 
     def grow(self, size: int) -> None:
@@ -76,6 +83,7 @@ class Fleet:
 
     def events(self, timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
         """What replicas say, after waiting for something at most so long. A dropped replica is not heard any more."""
+        self._ask_again()
         with contextlib.suppress(queue.Empty):
             member, answer = self._answers.get(timeout=timeout_seconds)
             for _ in range(len(self.members) + 1):  # then the caller has other things to look after
@@ -84,12 +92,26 @@ class Fleet:
                 member, answer = self._answers.get_nowait()
 
     def _heard(self, member: Member, answer: "Future[tuple[ToDriver, ...]]") -> Iterator[tuple[Member, ToDriver]]:
+        if isinstance(answer.exception(), ActorUnavailableError):
+            member.is_cut_off = True
+            self._cut_off.append((time.monotonic() + ASK_AGAIN_SECONDS, member))
+            return
         said = _said(answer)
+        if member.is_cut_off and not isinstance(said[-1], ReplicaLost):
+            said = (ReplicaLost(reason="its connection broke"),)
         if not isinstance(said[-1], ReplicaLost | Stopped | RunFailed):
             self._listen(member)
         for message in said:
             if not member.is_gone:
                 yield member, message
+
+    def _ask_again(self) -> None:
+        """Replicas that were cut off answer that they are dead, and of what, once Ray has found out."""
+        now = time.monotonic()
+        for due, member in self._cut_off:
+            if due <= now and not member.is_gone:
+                self._listen(member)
+        self._cut_off = [(due, member) for due, member in self._cut_off if due > now]
 
     def _listen(self, member: Member) -> None:
         answer = member.actor.receive.remote().future()
