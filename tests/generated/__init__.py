@@ -1,0 +1,1 @@
+"""Tests over inputs that nobody wrote by hand: hypothesis makes configurations, rows, models and datasets."""
