@@ -128,6 +128,7 @@ class Driver:
     def _start(self, member: Member, message: Started) -> None:
         member.wanted_requests, member.node = message.wanted_requests, message.node
         self._num_up += 1
+        self._metrics.started(message.report)
         logger.info(
             "%s is up (%s): %d of %d replicas", member.name, message.report.processor, self._num_up,
             len(self._fleet.members),

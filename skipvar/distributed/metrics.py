@@ -12,6 +12,7 @@ from skipvar.config import BudgetConfig
 from skipvar.distributed.cost import Cost
 from skipvar.distributed.messages import Progress
 from skipvar.distributed.prometheus import RunMetrics
+from skipvar.engine.resolved import DeviceReport
 from skipvar.types import UnitReport
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class Metrics:
         self.num_differing_units = 0
         """Units that another worker had published with other content than was made here."""
         self.num_bytes = 0
+        self.devices: list[DeviceReport] = []
+        """The different ones that replicas reported, their self-check's verdict with them."""
         self._num_requests, self._num_before = num_requests, num_before
         self._started = time.monotonic()
         self._shown = self._started
@@ -58,6 +61,11 @@ class Metrics:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._started
+
+    def started(self, device: DeviceReport) -> None:
+        """A replica is up; usually all have one kind of device."""
+        if device not in self.devices:
+            self.devices.append(device)
 
     def published(self, report: UnitReport) -> None:
         self.strategies.update(report.strategies)

@@ -66,6 +66,7 @@ def conclude(
         "strategies": dict(metrics.strategies),
         "differing_units": metrics.num_differing_units,
         "replicas": len(statistics),
+        "devices": [asdict(device) for device in metrics.devices],
         "engine": merge_statistics(engines) if engines else None,
         "cost": metrics.cost.to_dict(metrics.num_images),
         "audit_state": None if audits is None else audits.to_dict(),
