@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
 
 from skipvar.report.page import write_report
 from skipvar.types import Failure, Image, Request
@@ -66,7 +67,7 @@ def test_charts_are_drawn_and_the_filter_filters(report: Path, open_page: OpenPa
     page.get_by_label("Prompt contains").fill("no such thing")
     assert pandas.count() == 0 and "Nothing matches" in page.get_by_role("status").inner_text()
     page.get_by_role("button", name="Show all").click()
-    page.wait_for_function("document.querySelectorAll('[data-strategy][hidden]').length === 0")
+    expect(page.locator("[data-strategy][hidden]")).to_have_count(0)  # waits; the page forbids evaluated strings
     page.get_by_role("combobox").select_option("skip_1")
     assert {item.get_attribute("data-strategy") for item in pandas.all()} == {"skip_1"}
 

@@ -93,7 +93,7 @@ def killed_again_and_again(
 
 
 def test_three_kills(tmp_path: Path) -> None:
-    killed_again_and_again(tmp_path, num_prompts=60, num_kills=3, every_seconds=1.0, step_seconds=0.5)
+    killed_again_and_again(tmp_path, num_prompts=60, num_kills=3, every_seconds=1.0, step_seconds=2.0)
 
 
 @pytest.mark.faults
