@@ -8,12 +8,11 @@ strategy from one prefix. The same command again makes what is left of them, the
 
 import argparse
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from skipvar.cli.running import Parser, read_config, run_job
+from skipvar.cli.running import Parser, read_config, run_job, show_progress
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.calibrate") -> int:
@@ -23,8 +22,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.calibrat
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that win over the file's")
     parser.add_argument("--out", type=Path, default=Path("conf/policies"), help="folder for the policy files")
     arguments = parser.parse_intermixed_args(argv)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    logging.getLogger("skipvar").setLevel(logging.INFO)
+    show_progress()
     return run_job(lambda: _calibrate(arguments))
 
 

@@ -10,13 +10,12 @@ images.parquet, pareto.svg and pareto.png. The last line is JSON: `--headline` (
 
 import argparse
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from skipvar.cli.running import Parser, read_config, run_job
+from skipvar.cli.running import Parser, read_config, run_job, show_progress
 from skipvar.config import RunConfig
 from skipvar.errors import ConfigError
 
@@ -34,8 +33,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.evaluate
     parser.add_argument("--rounds", type=int, default=3, help="how often the clock runs")
     parser.add_argument("--out", type=Path, default=Path("outputs/evaluation"), help="folder for the results")
     arguments = parser.parse_intermixed_args(argv)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    logging.getLogger("skipvar").setLevel(logging.INFO)
+    show_progress()
     return run_job(lambda: _evaluate(arguments))
 
 

@@ -5,10 +5,9 @@ rows in the error table; 4 stopped, and the same command resumes.
 """
 
 import argparse
-import logging
 from collections.abc import Sequence
 
-from skipvar.cli.running import Parser, read_config, run_job
+from skipvar.cli.running import Parser, read_config, run_job, show_progress
 from skipvar.config_file import to_yaml
 
 
@@ -20,8 +19,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.generate
     parser.add_argument("--print-config", action="store_true", help="print every key with its value, and do nothing")
     parser.add_argument("--dry-run", action="store_true", help="print prompts, units, cost and time, and write nothing")
     arguments = parser.parse_intermixed_args(argv)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    logging.getLogger("skipvar").setLevel(logging.INFO)
+    show_progress()
     return run_job(lambda: _generate(arguments))
 
 

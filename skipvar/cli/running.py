@@ -1,6 +1,7 @@
 """What all commands share: errors become one sentence and an exit code."""
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -34,6 +35,12 @@ def read_config(path: str, overrides: Sequence[str]) -> RunConfig:
         check_one_of("sampling.size", config.sampling.size, preset.schedules.sizes)
     check_spec(config.policy)
     return config
+
+
+def show_progress() -> None:
+    """Let a long command say on standard error, with the time of day, how far it is."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger("skipvar").setLevel(logging.INFO)
 
 
 def run_job(job: Callable[[], int]) -> int:

@@ -84,6 +84,8 @@ class Fleet:
     def events(self, timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
         """What replicas say, after waiting for something at most so long. A dropped replica is not heard any more."""
         self._ask_again()
+        if self._cut_off:  # else a long wait, as at the end of a run, would put off asking again
+            timeout_seconds = min(timeout_seconds, ASK_AGAIN_SECONDS)
         with contextlib.suppress(queue.Empty):
             member, answer = self._answers.get(timeout=timeout_seconds)
             for _ in range(len(self.members) + 1):  # then the caller has other things to look after

@@ -35,8 +35,8 @@ def make_trials_run(config: RunConfig, show: Callable[[str], None], *, is_for_fi
     """Make what is left of the trials, as a run like any other. Raises `SkipvarError` for what is found before work."""
     config = replace(config, policy=TRIALS)
     resolved = resolve(config, StoredFiles(config.storage))
-    plan = plan_input(resolve_paths(locate(config)), resolved.num_scales, resolved.max_image_pixels)
     if is_for_fitting:
+        plan = plan_input(resolve_paths(locate(config)), resolved.num_scales, resolved.max_image_pixels)
         check_number(plan.num_requests)
         show(what_trials_buy(plan.num_rows, min(alpha for _, alpha in PROMISES), DELTA))
     stop = StopSignal()

@@ -273,15 +273,20 @@ def test_an_error_ends_the_worker_with_it(where: str) -> None:
     assert bench.said.empty()
 
 
-def test_a_slow_upload_does_not_stop_the_engine() -> None:
-    gate = threading.Event()
+def slow_until(gate: threading.Event) -> type[FakeWriter]:
+    """A writer that publishes once the gate is open."""
 
     class Slow(FakeWriter):
         def publish(self):
             gate.wait(20)
             return super().publish()
 
-    bench = Bench(writer=Slow)
+    return Slow
+
+
+def test_a_slow_upload_does_not_stop_the_engine() -> None:
+    gate = threading.Event()
+    bench = Bench(writer=slow_until(gate))
     bench.supply(*(assignment(index) for index in range(3)))
     deadline = time.monotonic() + 10
     while sum(bench.engine.fills) < 3 * ROWS and time.monotonic() < deadline:
@@ -295,13 +300,7 @@ def test_a_slow_upload_does_not_stop_the_engine() -> None:
 
 def test_what_is_complete_when_it_is_stopped_is_published() -> None:
     gate = threading.Event()
-
-    class Slow(FakeWriter):
-        def publish(self):
-            gate.wait(20)
-            return super().publish()
-
-    bench = Bench(writer=Slow)
+    bench = Bench(writer=slow_until(gate))
     bench.supply(assignment(0))
     while sum(bench.engine.fills) < ROWS:
         time.sleep(0.01)
