@@ -56,16 +56,16 @@ class Probe:
     fft_high_frequency_ratio: float
     """Share of the spectrum's amplitude beyond 0.4 of the half side, in [0, 1]."""
 
-
-LATENT_NAMES = ("latent_change", "latent_change_before", "latent_gradient", "latent_fft_ratio", "latent_sobel_change")
-"""What `skipvar.skip.probe.latent_numbers` tells of the running code sum, without any decoding."""
+    @property
+    def numbers(self) -> tuple[float, float]:
+        """In the order of policy files."""
+        return (self.sobel_change, self.fft_high_frequency_ratio)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialProbe:
-    """The probe of a trial as it is at one decision scale and one grid, and what taking it cost."""
+    """The probe of a trial as it is at one grid, and what taking it cost."""
 
-    decision_scale: int
     grid_scale: int
     probe: Probe
     seconds: float
@@ -82,8 +82,12 @@ class Trial:
     seconds: Mapping[str, float]
     """Of each strategy: its share of text, prefix, its own scales (whoever shared them) and decoding, without probe."""
     probes: Sequence[TrialProbe]
-    latents: Mapping[str, float]
-    """Numbers that need no decoding, by name (`LATENT_NAMES`)."""
+    latents: Sequence[float]
+    """The code sum at the decision scale as a small picture (`skipvar.skip.probe.small_latents`)."""
+    early_latents: Sequence[float]
+    """The same a scale earlier."""
+    latent_seconds: float
+    """What taking one of the two cost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,7 @@ def make_trials_run(config: RunConfig, show: Callable[[str], None], *, is_for_fi
     show(summary(outcome))
     trials = None
     if outcome.exit_code != EXIT_STOPPED:
-        trials = _read(config, outcome.output, resolved)
+        trials = read_trials(open_storage(outcome.output, config.storage))
     return TrialsRun(exit_code=outcome.exit_code, output=outcome.output, resolved=resolved, trials=trials)
 
 
@@ -57,10 +57,5 @@ def find_trials_run(config: RunConfig) -> TrialsRun:
     output = config.output.path.replace(FINGERPRINT_FIELD, fingerprint(fingerprint_parts(config, resolved, plan)))
     if not open_storage(output, config.storage).exists(SUCCESS_FILE):
         raise InputError(f"{output}: no finished trials of this configuration; jobs.calibrate makes them.")
-    trials = _read(config, output, resolved)
+    trials = read_trials(open_storage(output, config.storage))
     return TrialsRun(exit_code=EXIT_ALL_ROWS, output=output, resolved=resolved, trials=trials)
-
-
-def _read(config: RunConfig, output: str, resolved: Resolved) -> TrialTable:
-    assert resolved.policy.decision_scale is not None
-    return read_trials(open_storage(output, config.storage), resolved.policy.decision_scale)

@@ -18,6 +18,7 @@ from skipvar.engine.sampler import WorkingBatch
 from skipvar.engine.state import ImageState, Snapshot
 from skipvar.engine.statistics import BatchCount, EngineStatistics
 from skipvar.errors import ModelError, RowError
+from skipvar.skip.features import LatentProbe, ProbeRule
 from skipvar.skip.policy import Decision, Policy
 from skipvar.skip.strategy import make_strategy
 from skipvar.types import Failure, Image, Request, RequestKey
@@ -151,11 +152,20 @@ class Engine:
     def _decide(self, working: WorkingBatch) -> None:
         """Asks the policy for each image's strategy."""
         with self._timed("probe", working.images):
-            probes = self._runner.probe(working, self._decision_scale, self.policy.grid_scale)
-        for image, probe in zip(working.images, probes, strict=True):
-            decision = Decision("base") if image.request.is_base else self.policy.decide(image.request, probe)
-            image.probe, image.scores = probe, decision.scores
+            numbers = self._look(working, self.policy.probe)
+        for image, found in zip(working.images, numbers, strict=True):
+            decision = Decision("base") if image.request.is_base else self.policy.decide(image.request, found)
+            image.scores = decision.scores
             image.strategy = make_strategy(decision.strategy, image.schedule.num_scales)
+
+    def _look(self, working: WorkingBatch, rule: ProbeRule) -> list[tuple[float, ...]]:
+        """What the policy decides by, image by image."""
+        if isinstance(rule, LatentProbe):
+            return [rule.pick(latents) for latents in self._runner.latents(working, self._decision_scale)]
+        probes = self._runner.probe(working, self._decision_scale, rule.grid_scale)
+        for image, probe in zip(working.images, probes, strict=True):
+            image.probe = probe
+        return [probe.numbers for probe in probes]
 
     def _ends_at_decision(self, image: ImageState) -> bool:
         assert image.strategy is not None

@@ -14,7 +14,7 @@ from skipvar.engine.state import ImageState
 from skipvar.model.bsq import latent_grid
 from skipvar.model.kv_cache import SlotStore
 from skipvar.model.pipeline import to_uint8
-from skipvar.skip.probe import take_probe
+from skipvar.skip.probe import small_latents, take_probe
 from skipvar.skip.strategy import Mode, Strategy, num_scales_run
 from skipvar.types import Probe
 
@@ -111,6 +111,10 @@ class Runner:
         pairs = zip(features.sobel_change.tolist(), features.fft_high_frequency_ratio.tolist(), strict=True)
         probes = [Probe(sobel_change=change, fft_high_frequency_ratio=ratio) for change, ratio in pairs]
         return probes[: len(batch.images)]
+
+    def latents(self, batch: WorkingBatch, scale: int) -> list[list[float]]:
+        """The code sum of each image of a prefix batch at a scale, as a small picture; waits for the device."""
+        return small_latents(batch.history[scale])[: len(batch.images)]
 
     def hold(self, batch: WorkingBatch, indices: Sequence[int]) -> None:
         """Moves images of a prefix batch, by their places in it, to slots."""

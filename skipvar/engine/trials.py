@@ -18,7 +18,6 @@ from skipvar.engine.runner import Branch, Runner
 from skipvar.engine.sampler import Sampler, SamplingRules, WorkingBatch
 from skipvar.engine.state import ImageState
 from skipvar.model.pipeline import Pipeline
-from skipvar.skip.probe import latent_numbers
 from skipvar.skip.strategy import STRATEGY_NAMES, Strategy, default_decision_scale, make_strategy
 from skipvar.types import Probe, Request, Trial, TrialProbe
 
@@ -78,7 +77,9 @@ class TrialEngine(Engine):
         prefix_seconds = time.perf_counter() - start
         with self._timed("probe", images):
             probes = self._take_probes(working)
-            latents = latent_numbers(*(working.history[decision_scale - back] for back in (2, 1, 0)))
+            looked = time.perf_counter()
+            latents, early_latents = (self._runner.latents(working, decision_scale - back) for back in (0, 1))
+            latent_seconds = (time.perf_counter() - looked) / 2 / len(images)
         with self._timed("suffix", images):
             branches = self._runner.run_branches(working, _strategies(STRATEGY_NAMES, images[0]))
         found: list[Finished] = []
@@ -89,25 +90,25 @@ class TrialEngine(Engine):
                 continue
             pixels, scores = trial
             image.strategy = make_strategy("base", image.schedule.num_scales)
-            numbers = {name: float(values[place]) for name, values in latents.items()}
             of_image = [replace(probe, probe=values[place]) for probe, values in probes]
-            trial_of = Trial(**scores, probes=of_image, latents=numbers)
+            trial_of = Trial(
+                **scores,
+                probes=of_image,
+                latents=latents[place],
+                early_latents=early_latents[place],
+                latent_seconds=latent_seconds,
+            )
             found.append(replace(image.finish(pixels), trial=trial_of))
         return found
 
     def _take_probes(self, working: WorkingBatch) -> list[tuple[TrialProbe, list[Probe]]]:
-        """The probe at every grid that is tried, and at the policies' own grid a scale earlier."""
-        decision_scale = self._decision_scale
-        tried = [(decision_scale, grid) for grid in range(FIRST_GRID_SCALE, decision_scale + 2)]
-        if decision_scale > 1:
-            tried.append((decision_scale - 1, self.policy.grid_scale))
+        """The probe at every grid that is tried."""
         found = []
-        for scale, grid in tried:
+        for grid in range(FIRST_GRID_SCALE, self._decision_scale + 2):
             start = time.perf_counter()
-            values = self._runner.probe(working, scale, grid)
+            values = self._runner.probe(working, self._decision_scale, grid)
             seconds = (time.perf_counter() - start) / len(values)
-            empty = TrialProbe(decision_scale=scale, grid_scale=grid, probe=values[0], seconds=seconds)
-            found.append((empty, values))
+            found.append((TrialProbe(grid_scale=grid, probe=values[0], seconds=seconds), values))
         return found
 
     def _finish_trial(

@@ -30,6 +30,7 @@ from skipvar.model.schedules import INFINITY_SCHEDULES
 from skipvar.model.text_encoder import TextEncoder
 from skipvar.model.transformer import Transformer
 from skipvar.model.vae import Decoder
+from skipvar.skip.features import DecodedProbe
 from skipvar.skip.policy import LogisticPolicy, LogisticStage
 from skipvar.skip.strategy import Mode, Strategy
 from skipvar.types import Request
@@ -273,7 +274,7 @@ def _policy(name: str, stages: Mapping[str, Any]) -> LogisticPolicy:
         name=name,
         content_hash="",
         decision_scale=DECISION_INDEX,
-        grid_scale=PROBE_GRID_INDEX,
+        probe=DecodedProbe(PROBE_GRID_INDEX),
         skip=_stage(stages["skip"]),
         uncond=_stage(stages["uncond"]),
     )

@@ -12,7 +12,6 @@ from skipvar.model.schedules import find_schedule
 from skipvar.parity.case import Case, Check
 from skipvar.parity.golden import SCHEDULES, GoldenFolder, read_grids
 from skipvar.skip.policy import LogisticPolicy
-from skipvar.types import Probe, Request
 
 ROPE_TOLERANCE = 1e-4
 """Absolute, on cosines and sines: a position counts up to 110 radians, of which float32 knows 1e-5."""
@@ -61,12 +60,7 @@ def reference_name(strategy: str) -> str:
 
 def decide(policy: LogisticPolicy, sobel_change: float, fft_ratio: float) -> str:
     """A decision under the reference's name."""
-    request = Request(
-        position=0, image_index=0, id="", prompt="", negative_prompt=None, seed=0, cfg=(), tau=(), top_k=0, top_p=0.0,
-        aspect_ratio=1.0,
-    )  # fmt: skip
-    probe = Probe(sobel_change=sobel_change, fft_high_frequency_ratio=fft_ratio)
-    return reference_name(policy.decide(request, probe).strategy)
+    return reference_name(policy.choose((sobel_change, fft_ratio)).strategy)
 
 
 def _check_decisions(case: Case, golden: GoldenFolder, table: Mapping[str, Any], model: str) -> None:

@@ -1,7 +1,9 @@
 """From the trials of a run to policy files for its model."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from skipvar.model.schedules import find_schedule
 from skipvar.quality.trials import TrialTable
 from skipvar.skip.calibration import TrialScores, choose_grid, fit_policy, rank_correlations
 from skipvar.skip.certify import certify, policy_content, split_by_prompt
+from skipvar.skip.features import DecodedProbe, LatentProbe
+from skipvar.skip.fitting import fit_forecasts, log_loss, rules_of
+from skipvar.skip.strategy import STRATEGY_NAMES
 
 FLOORS = (0.84, 0.86, 0.88)
 """The SSIM to `base` that each policy aims at."""
@@ -42,8 +47,8 @@ def calibrate(
 ) -> dict[str, Any]:
     """Fit a policy for each floor and each promise that the trials prove, and write it into the folder `policies`.
 
-    A column `group` of the input names the kinds of prompts that misses are reported by. Returns the number of trials,
-    the probe's grid with the log-loss and the seconds of each, and its rank correlations with SSIM.
+    A column `group` of the input names the kinds of prompts that misses are reported by. Returns, JSON-able, the number
+    of trials, the grid of the paper's probe with its rank correlations with SSIM, and how every probe foretells.
     """
     trials = table.scores
     check_number(len(trials))
@@ -59,12 +64,44 @@ def calibrate(
         name = f"{resolved.model.name}_{floor}"
         policy = fit_policy(trials, floor, grid_scale, name=name, fitted_for=fitted_for)
         policy["fit"] |= {"prompts": str(config.input.path), "grid_log_loss": losses}
-        (policies / f"{name}.json").write_text(json.dumps(policy, indent=1) + "\n")
+        (policies / f"{name}.json").write_text(_text(policy))
         show(f"{policies / name}.json: {json.dumps(policy['fit'])}")
     _write_certified(config, resolved, trials, fitted_for, policies, show)
-    seconds = {grid: round(value, 5) for grid, value in table.probe_seconds.items()}
-    chosen = {"grid_scale": grid_scale, "grid_log_loss": losses, "probe_seconds": seconds}
-    return {"trials": len(trials), **chosen, **rank_correlations(trials, grid_scale)}
+    chosen = {"grid_scale": grid_scale, "grid_log_loss": losses}
+    foretold = compare_probes(table, PROMISES[0][0])
+    return {"trials": len(trials), **chosen, **rank_correlations(trials, grid_scale), "probes": foretold}
+
+
+def compare_probes(table: TrialTable, floor: float) -> dict[str, Any]:
+    """How well each probe foretells on held-out prompts, and what it costs; the latents a scale earlier as well.
+
+    By its name: the log-loss at the floor over all strategies, the rank correlation of the SSIM of `skip_3` with what
+    was foretold, and the seconds an image.
+    """
+    from scipy.stats import spearmanr
+
+    earlier = [replace(trial, latents=trial.early_latents) for trial in table.scores]
+    tried = [(str(rule), rule, table.scores) for rule in rules_of(table.scores)]
+    tried += [(f"{name}, a scale earlier", rule, earlier) for name, rule, _ in tried if isinstance(rule, LatentProbe)]
+    strategies = [name for name in STRATEGY_NAMES if name != "base"]
+    ssim = [trial.ssim["skip_3"] for trial in table.scores]
+    found = {}
+    for name, rule, trials in tried:
+        fit = fit_forecasts(trials, strategies, rule)
+        seconds = table.probe_seconds[rule.grid_scale] if isinstance(rule, DecodedProbe) else table.latent_seconds
+        correlation = spearmanr(fit.held_out[:, strategies.index("skip_3")], ssim).statistic
+        found[name] = {
+            "log_loss": round(log_loss(fit, trials, floor), 4),
+            "spearman_skip_3": round(float(correlation), 3),
+            "seconds": round(seconds, 6),
+        }
+    return found
+
+
+def _text(policy: Mapping[str, Any]) -> str:
+    """A policy file's text: a list of numbers takes one line."""
+    text = json.dumps(policy, indent=1)
+    return re.sub(r"\[[-+.\deE,\s]+\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 def _write_certified(
@@ -90,14 +127,13 @@ def _write_certified(
     for floor, alpha in PROMISES:
         path = policies / f"{resolved.model.name}_certified_{floor}.json"
         parts = split_by_prompt(trials, sampling.seed)
-        grid_scale, _ = choose_grid(parts.fit, [floor])  # not on all trials: the test part must not be looked at
-        found = certify(parts, floor, alpha, DELTA, costs, grid_scale)
+        found = certify(parts, floor, alpha, DELTA, costs)
         if found is None:
             least = f"{len(parts.test)} prompts in the test part"
             show(f"{path}: not written: {least} prove nothing for a floor of {floor} and a share of {alpha}")
             continue
-        content = policy_content(parts, found, costs, grid_scale, name=path.stem, fitted_for=tested_with)
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        content = policy_content(parts, found, costs, name=path.stem, fitted_for=tested_with)
+        path.write_text(_text(content))
         show(f"{path}: {content['promise']}; token-forwards {content['certificate']['token_forwards_share']:.1%}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from skipvar.skip.calibration import TrialScores, choose_grid, features
+from skipvar.skip.calibration import TrialScores
 from skipvar.skip.certify import certify, one_each, split_by_prompt
 
 UNTOUCHED_SHARE = 0.3
@@ -53,11 +53,10 @@ def _judge(
         away = {prompts[place] for place in chosen}
         parts = split_by_prompt([trial for trial in trials if trial.prompt not in away], int(stream.integers(2**31)))
         untouched = one_each([trial for trial in trials if trial.prompt in away], stream)
-        grid_scale, _ = choose_grid(parts.fit, [floor])
-        found = certify(parts, floor, alpha, delta, costs, grid_scale)
+        found = certify(parts, floor, alpha, delta, costs)
         if found is None or not untouched:
             continue
-        decided = [found[0].choose(row)[0] for row in features(untouched, grid_scale)]
+        decided = [found.choose(trial) for trial in untouched]
         rates.append(np.mean([trial.ssim[name] < floor for trial, name in zip(untouched, decided, strict=True)]))
         shares.append(np.mean([costs[name] for name in decided]) / costs["base"])
         allowed.append(alpha + math.sqrt(alpha * (1 - alpha) / len(untouched)))

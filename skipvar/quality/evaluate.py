@@ -13,7 +13,7 @@ import numpy as np
 
 from skipvar.quality.audit import share_interval
 from skipvar.quality.trials import TrialTable
-from skipvar.skip.calibration import TrialScores
+from skipvar.skip.calibration import TrialScores, numbers
 from skipvar.skip.policy import Policy
 from skipvar.skip.strategy import STRATEGY_NAMES
 from skipvar.types import Request
@@ -67,7 +67,7 @@ def choices(policies: Sequence[Policy], trials: Sequence[TrialScores], request: 
     """Every fixed strategy, then every policy, as it decides by each trial's probe; `request`: one of the run's."""
     fixed = [Choice(name, [name] * len(trials)) for name in STRATEGY_NAMES]
     decided = [
-        Choice(one.name, [one.decide(request, trial.probes[one.grid_scale]).strategy for trial in trials])
+        Choice(one.name, [one.decide(request, numbers(trial, one.probe)).strategy for trial in trials])
         for one in policies
     ]
     return [*fixed, *decided]

@@ -16,7 +16,7 @@ from skipvar.types import Probe
 
 _COLUMNS = (
     "position", "image_index", "prompt", "trial_ssim", "trial_psnr", "trial_seconds", "trial_probes",
-    "trial_probe_seconds", "trial_latents",
+    "trial_probe_seconds", "trial_latents", "trial_early_latents", "trial_latent_seconds",
 )  # fmt: skip
 GROUP_COLUMN = "group"
 """The input's own column that names the kind of prompt."""
@@ -32,10 +32,12 @@ class TrialTable:
     seconds: dict[str, float]
     """Mean of an image, by strategy, without the probe."""
     probe_seconds: dict[int, float]
-    """Mean of taking the probe, by grid scale."""
+    """Mean of taking the decoded probe, by grid scale."""
+    latent_seconds: float
+    """Mean of taking the one that needs no decoding."""
 
 
-def read_trials(storage: Storage, decision_scale: int) -> TrialTable:
+def read_trials(storage: Storage) -> TrialTable:
     """The trials that are published in a run's output; raises `InputError` where there are none."""
     rows = sorted(_rows(storage), key=lambda row: (row["position"], row["image_index"]))
     if not rows:
@@ -43,16 +45,14 @@ def read_trials(storage: Storage, decision_scale: int) -> TrialTable:
     probe_seconds: dict[int, list[float]] = {}
     scores = []
     for row in rows:
-        probes, extras = {}, dict(row["trial_latents"])
+        probes = {}
         for entry, seconds in zip(row["trial_probes"], row["trial_probe_seconds"], strict=True):
-            scale, grid = entry.pop("decision_scale"), entry.pop("grid_scale")
-            if scale == decision_scale:
-                probes[grid] = Probe(**entry)
-                probe_seconds.setdefault(grid, []).append(seconds)
-            else:
-                extras |= {f"early_{name}_{grid}": value for name, value in entry.items()}
+            grid = entry.pop("grid_scale")
+            probes[grid] = Probe(**entry)
+            probe_seconds.setdefault(grid, []).append(seconds)
         group = str(row.get(GROUP_COLUMN) or "")
-        scores.append(TrialScores(probes, row["trial_ssim"], row["prompt"], group, extras))
+        latents = tuple(tuple(row[name]) for name in ("trial_latents", "trial_early_latents"))
+        scores.append(TrialScores(probes, row["trial_ssim"], row["prompt"], group, *latents))
     return TrialTable(
         scores=scores,
         psnr=[row["trial_psnr"] for row in rows],
@@ -60,6 +60,7 @@ def read_trials(storage: Storage, decision_scale: int) -> TrialTable:
             name: float(np.mean([row["trial_seconds"][name] for row in rows])) for name in rows[0]["trial_seconds"]
         },
         probe_seconds={grid: float(np.mean(values)) for grid, values in sorted(probe_seconds.items())},
+        latent_seconds=float(np.mean([row["trial_latent_seconds"] for row in rows])),
     )
 
 

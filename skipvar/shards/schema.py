@@ -9,7 +9,6 @@ import pyarrow as pa
 from skipvar.errors import InputError
 from skipvar.skip.policy import TRIALS
 from skipvar.skip.strategy import STRATEGY_NAMES
-from skipvar.types import LATENT_NAMES
 
 SCHEMA_VERSION = 2
 """2: `strategy_scores` has ten fields; 1 had the paper's seven."""
@@ -17,7 +16,9 @@ SCHEMA_VERSION = 2
 JSON_TEXT = {b"skipvar": b"json"}
 """Metadata of a jsonl column whose values have no common type: each is kept as its JSON text."""
 
-UNHASHED = frozenset({"replica", "created_at", "engine_seconds", "trial_seconds", "trial_probe_seconds"})
+UNHASHED = frozenset(
+    {"replica", "created_at", "engine_seconds", "trial_seconds", "trial_probe_seconds", "trial_latent_seconds"}
+)
 """Columns that tell who made a row and when; two workers that make one unit agree on all the others."""
 
 IMAGE_BYTES = "image.bytes"
@@ -63,7 +64,6 @@ _TRIAL = (
         pa.list_(
             pa.struct(
                 [
-                    ("decision_scale", pa.int32()),
                     ("grid_scale", pa.int32()),
                     ("sobel_change", pa.float64()),
                     ("fft_high_frequency_ratio", pa.float64()),
@@ -72,7 +72,9 @@ _TRIAL = (
         ),
     ),
     ("trial_probe_seconds", pa.list_(pa.float64())),
-    ("trial_latents", pa.struct([(name, pa.float64()) for name in LATENT_NAMES])),
+    ("trial_latents", pa.list_(pa.float32())),
+    ("trial_early_latents", pa.list_(pa.float32())),
+    ("trial_latent_seconds", pa.float64()),
 )
 """What a run with `policy: trials` has besides."""
 _ERROR = (

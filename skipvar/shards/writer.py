@@ -265,12 +265,11 @@ def _trial_columns(trial: Trial) -> dict[str, Any]:
         "trial_ssim": dict(trial.ssim),
         "trial_psnr": dict(trial.psnr),
         "trial_seconds": dict(trial.seconds),
-        "trial_probes": [
-            {"decision_scale": one.decision_scale, "grid_scale": one.grid_scale, **asdict(one.probe)}
-            for one in trial.probes
-        ],
+        "trial_probes": [{"grid_scale": one.grid_scale, **asdict(one.probe)} for one in trial.probes],
         "trial_probe_seconds": [one.seconds for one in trial.probes],
-        "trial_latents": dict(trial.latents),
+        "trial_latents": list(trial.latents),
+        "trial_early_latents": list(trial.early_latents),
+        "trial_latent_seconds": trial.latent_seconds,
     }
 
 

@@ -1,11 +1,12 @@
 """Fits the paper's two-stage logistic policy from trials, and chooses the probe's grid by what it predicts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from skipvar.skip.features import DecodedProbe, LatentProbe, ProbeRule
 from skipvar.types import Probe
 
 MAX_CHANGED = 3
@@ -24,8 +25,10 @@ class TrialScores:
     """Images of one prompt share its difficulty: they are never split between parts."""
     group: str = ""
     """What kind of prompt it is: reported by, never fitted on."""
-    extras: Mapping[str, float] = field(default_factory=dict)
-    """Other numbers of the image at its decision, by name: tried, and used by no policy."""
+    latents: Sequence[float] = ()
+    """The code sum at the decision scale as a small picture."""
+    early_latents: Sequence[float] = ()
+    """The same a scale earlier: tried, and used by no policy."""
 
 
 def labels(trials: Sequence[TrialScores], kind: str, floor: float) -> np.ndarray:
@@ -40,10 +43,14 @@ def labels(trials: Sequence[TrialScores], kind: str, floor: float) -> np.ndarray
     return np.array(found)
 
 
+def numbers(trial: TrialScores, rule: ProbeRule) -> tuple[float, ...]:
+    """What a policy with this rule decides by."""
+    return rule.pick(trial.latents) if isinstance(rule, LatentProbe) else trial.probes[rule.grid_scale].numbers
+
+
 def features(trials: Sequence[TrialScores], grid_scale: int) -> np.ndarray:
     """`(trials, 2)` float64: Sobel change, FFT high-frequency ratio."""
-    probes = [trial.probes[grid_scale] for trial in trials]
-    return np.array([[probe.sobel_change, probe.fft_high_frequency_ratio] for probe in probes])
+    return np.array([trial.probes[grid_scale].numbers for trial in trials])
 
 
 def choose_grid(trials: Sequence[TrialScores], floors: Sequence[float]) -> tuple[int, dict[int, float]]:
@@ -102,19 +109,19 @@ def fit_policy(
     trials: Sequence[TrialScores], floor: float, grid_scale: int, *, name: str, fitted_for: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A policy file's content: both stages at an SSIM floor, with what was seen on the trials themselves."""
-    from skipvar.skip.policy import LogisticPolicy, stage_from_json
+    from skipvar.skip.policy import LogisticPolicy, probe_to_json, stage_from_json
 
     x = features(trials, grid_scale)
     skip, uncond = (fit_stage(x, labels(trials, kind, floor)) for kind in ("skip", "uncond"))
-    policy = LogisticPolicy(name, "", None, grid_scale, stage_from_json(skip), stage_from_json(uncond))
-    chosen = [policy.choose(trial.probes[grid_scale]).strategy for trial in trials]
+    policy = LogisticPolicy(name, "", None, DecodedProbe(grid_scale), stage_from_json(skip), stage_from_json(uncond))
+    chosen = [policy.choose(trial.probes[grid_scale].numbers).strategy for trial in trials]
     reached = np.array([trial.ssim[strategy] for trial, strategy in zip(trials, chosen, strict=True)])
     return {
         "kind": "logistic",
         "name": name,
         "promise": f"aims at an SSIM to base of {floor} for each image; what was reached on the trials is under fit",
         "fitted_for": dict(fitted_for),
-        "probe": {"features": ["sobel_change", "fft_high_frequency_ratio"], "grid_scale": grid_scale},
+        "probe": probe_to_json(DecodedProbe(grid_scale)),
         "stages": {"skip": skip, "uncond": uncond},
         "fit": {
             "num_trials": len(trials),

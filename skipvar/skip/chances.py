@@ -1,89 +1,111 @@
-"""The chance of each strategy to stay above an SSIM floor, given the probe. Plain Python: no pickle, no torch."""
+"""The chance of each strategy to stay above an SSIM floor, foretold from the probe. Plain Python."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
-def expand(z: Sequence[float], num_coefficients: int) -> tuple[float, ...]:
-    """What the coefficients multiply: the two standardised features, and where there are five, their products too."""
-    first, second = z
-    terms = (first, second, first * first, first * second, second * second)
-    return terms[:num_coefficients]
+def loss_exponent(ssim: float) -> float:
+    """-log(1 - SSIM), which spreads out the values near 1 and is foretold better than SSIM; equal images give 9.2."""
+    return -math.log(max(1 - ssim, 1e-4))
 
 
 @dataclass(frozen=True)
-class Chance:
-    """Logistic regression of "SSIM to `base` is at least the floor" on the standardised probe, for one strategy."""
+class Scaling:
+    """How the probe's numbers are standardised."""
 
-    mean: tuple[float, float]
-    scale: tuple[float, float]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def terms(self, numbers: Sequence[float]) -> tuple[float, ...]:
+        """What a forecast's coefficients multiply: the standardised numbers; of two, their squares and product too."""
+        z = tuple((value - mean) / scale for value, mean, scale in zip(numbers, self.mean, self.scale, strict=True))
+        return (*z, z[0] * z[0], z[0] * z[1], z[1] * z[1]) if len(z) == 2 else z
+
+    @property
+    def num_terms(self) -> int:
+        return 5 if len(self.mean) == 2 else len(self.mean)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one strategy: `loss_exponent` of its SSIM to `base`, normal around a mean that is linear in the terms."""
+
     coef: tuple[float, ...]
-    """Two (monotone in each feature) or five (with squares and the product)."""
     intercept: float
+    spread: float
+    """Standard deviation of what the mean leaves open, seen on held-out prompts."""
 
-    def __call__(self, features: Sequence[float]) -> float:
-        """In (0, 1). Features in the file's order: Sobel change, FFT ratio."""
-        z = [(value - mean) / scale for value, mean, scale in zip(features, self.mean, self.scale, strict=True)]
-        terms = expand(z, len(self.coef))
-        score = self.intercept + sum(weight * term for weight, term in zip(self.coef, terms, strict=True))
-        return 1 / (1 + math.exp(-score)) if score >= 0 else 1 - 1 / (1 + math.exp(score))
+    def chance(self, terms: Sequence[float], floor: float) -> float:
+        """That the SSIM is at least the floor, in [0, 1]."""
+        mean = self.intercept + sum(weight * term for weight, term in zip(self.coef, terms, strict=True))
+        return 0.5 * math.erfc((loss_exponent(floor) - mean) / self.spread / math.sqrt(2))
 
 
 @dataclass(frozen=True)
 class ChanceTable:
-    """The cheapest strategy whose chance is at least the threshold; `base` where none is."""
+    """The cheapest strategy whose chance to stay above the floor is at least the threshold; `base` where none is."""
 
-    chances: Mapping[str, Chance]
+    floor: float
+    scaling: Scaling
+    forecasts: Mapping[str, Forecast]
     """By strategy, cheapest first; `base` is not among them: its chance is 1."""
     threshold: float
     """Above 1: always `base`."""
 
-    def choose(self, features: Sequence[float]) -> tuple[str, dict[str, float]]:
+    def chances(self, numbers: Sequence[float]) -> dict[str, float]:
+        """By strategy, cheapest first, `base` at last."""
+        terms = self.scaling.terms(numbers)
+        found = {strategy: forecast.chance(terms, self.floor) for strategy, forecast in self.forecasts.items()}
+        return {**found, "base": 1.0}
+
+    def choose(self, numbers: Sequence[float]) -> tuple[str, dict[str, float]]:
         """The strategy, and every strategy's chance. A probe that is not finite says nothing: `base`."""
-        if not all(math.isfinite(value) for value in features):
+        if not all(math.isfinite(value) for value in numbers):
             return "base", {}
-        scores = {strategy: chance(features) for strategy, chance in self.chances.items()}
-        chosen = next((strategy for strategy, score in scores.items() if score >= self.threshold), "base")
-        return chosen, {**scores, "base": 1.0}
+        chances = self.chances(numbers)
+        return cheapest_above(chances, self.threshold), chances
+
+
+def cheapest_above(chances: Mapping[str, float], threshold: float) -> str:
+    """The first strategy whose chance is at least the threshold; `base` where none is."""
+    return next((strategy for strategy, chance in chances.items() if chance >= threshold), "base")
 
 
 def table_to_json(table: ChanceTable) -> dict[str, Any]:
     """The table as a policy file holds it."""
-    strategies = [
-        {
-            "strategy": strategy,
-            "coef": list(chance.coef),
-            "intercept": chance.intercept,
-            "mean": list(chance.mean),
-            "scale": list(chance.scale),
-        }
-        for strategy, chance in table.chances.items()
-    ]
-    return {"threshold": table.threshold, "cheapest_first": strategies}
+    forecasts = [{"strategy": strategy, **asdict(forecast)} for strategy, forecast in table.forecasts.items()]
+    return {
+        "floor": table.floor,
+        "threshold": table.threshold,
+        **asdict(table.scaling),
+        "cheapest_first": forecasts,
+    }
 
 
 def table_from_json(content: Mapping[str, Any]) -> ChanceTable:
     """A table out of a policy file; raises `ValueError`, `KeyError` or `TypeError` where it is not one."""
-    chances: dict[str, Chance] = {}
+    scaling = Scaling(_numbers(content["mean"]), _numbers(content["scale"]))
+    if len(scaling.mean) != len(scaling.scale) or not scaling.mean or min(scaling.scale) <= 0:
+        raise ValueError("mean and scale must have a number each for every number of the probe, scales positive")
+    forecasts: dict[str, Forecast] = {}
     for entry in content["cheapest_first"]:
-        (mean_0, mean_1), (scale_0, scale_1) = entry["mean"], entry["scale"]
-        chance = Chance(
-            mean=(float(mean_0), float(mean_1)),
-            scale=(float(scale_0), float(scale_1)),
-            coef=tuple(float(value) for value in entry["coef"]),
-            intercept=float(entry["intercept"]),
-        )
-        numbers = [*chance.mean, *chance.scale, *chance.coef, chance.intercept]
-        if not all(math.isfinite(number) for number in numbers) or min(chance.scale) <= 0:
-            raise ValueError("a chance's numbers must be finite and its scale positive")
-        if len(chance.coef) not in (2, 5):
-            raise ValueError("a chance has two or five coefficients")
-        if entry["strategy"] in chances:
+        intercept, spread = _numbers([entry["intercept"], entry["spread"]])
+        forecast = Forecast(_numbers(entry["coef"]), intercept, spread)
+        if len(forecast.coef) != scaling.num_terms or spread <= 0:
+            raise ValueError(f"a forecast has {scaling.num_terms} coefficients and a positive spread")
+        if entry["strategy"] in forecasts:
             raise ValueError(f"strategy {entry['strategy']} stands twice")
-        chances[str(entry["strategy"])] = chance
-    threshold = float(content["threshold"])
-    if not threshold > 0:
-        raise ValueError("the threshold must be above 0")
-    return ChanceTable(chances, threshold)
+        forecasts[str(entry["strategy"])] = forecast
+    floor, threshold = _numbers([content["floor"], content["threshold"]])
+    if not (threshold > 0 and floor <= 1):
+        raise ValueError("the threshold must be above 0, the floor at most 1")
+    return ChanceTable(floor, scaling, forecasts, threshold)
+
+
+def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
+    found = tuple(float(value) for value in values)
+    if not all(math.isfinite(value) for value in found):
+        raise ValueError("the numbers of a table of chances must be finite")
+    return found

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 from skipvar.checks import check_one_of, check_scheme, require, shown
 from skipvar.errors import ConfigError
 from skipvar.skip.chances import ChanceTable, table_from_json
+from skipvar.skip.features import FREQUENCIES, LATENT_MEANS, LATENT_SIDES, DecodedProbe, LatentProbe, ProbeRule
 from skipvar.skip.strategy import PAPER_STRATEGIES, STRATEGY_NAMES, default_decision_scale, make_strategy
-from skipvar.types import Probe, Request
+from skipvar.types import Request
 
-DEFAULT_GRID_SCALE = 4
-"""The probe is decoded at the latent grid of this scale of the schedule, unless a policy file says otherwise."""
+DEFAULT_PROBE = DecodedProbe(grid_scale=4)
+"""The reference's, unless a policy file says otherwise."""
 TRIALS = "trials"
 """The policy of a run that makes trials."""
 
@@ -56,11 +57,13 @@ class Policy(Protocol):
         ...
 
     @property
-    def grid_scale(self) -> int:
-        """The probe is decoded at this scale's grid."""
+    def probe(self) -> ProbeRule:
+        """What it decides by."""
         ...
 
-    def decide(self, request: Request, probe: Probe | None) -> Decision: ...
+    def decide(self, request: Request, numbers: Sequence[float]) -> Decision:
+        """`numbers`: what `probe` names, of the request's image."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class FixedPolicy:
 
     strategy: str
     decision_scale: int | None
-    grid_scale: int = DEFAULT_GRID_SCALE
+    probe: ProbeRule = DEFAULT_PROBE
 
     @property
     def name(self) -> str:
@@ -87,7 +90,7 @@ class FixedPolicy:
     def known_strategy(self) -> str:
         return self.strategy
 
-    def decide(self, request: Request, probe: Probe | None) -> Decision:  # noqa: ARG002
+    def decide(self, request: Request, numbers: Sequence[float]) -> Decision:  # noqa: ARG002
         return Decision(self.strategy)
 
 
@@ -96,13 +99,13 @@ class SpreadPolicy:
     """A strategy by hash of the image's id, over all ten: for tests and benchmarks of grouping."""
 
     decision_scale: int | None
-    grid_scale: int = DEFAULT_GRID_SCALE
+    probe: ProbeRule = DEFAULT_PROBE
     known_strategy: None = None
     name: str = "spread"
     content_hash: str = "spread"
     strategies: tuple[str, ...] = STRATEGY_NAMES
 
-    def decide(self, request: Request, probe: Probe | None) -> Decision:  # noqa: ARG002
+    def decide(self, request: Request, numbers: Sequence[float]) -> Decision:  # noqa: ARG002
         digest = hashlib.sha256(request.id.encode()).digest()
         return Decision(STRATEGY_NAMES[int.from_bytes(digest[:8], "big") % len(STRATEGY_NAMES)])
 
@@ -112,13 +115,13 @@ class TrialPolicy:
     """Every image under every strategy (`Image.trial`), and `base`'s is kept: the raw material of calibration."""
 
     decision_scale: int | None
-    grid_scale: int = DEFAULT_GRID_SCALE
+    probe: ProbeRule = DEFAULT_PROBE
     known_strategy: None = None
     name: str = TRIALS
     content_hash: str = TRIALS
     strategies: tuple[str, ...] = STRATEGY_NAMES
 
-    def decide(self, request: Request, probe: Probe | None) -> Decision:  # noqa: ARG002
+    def decide(self, request: Request, numbers: Sequence[float]) -> Decision:  # noqa: ARG002
         return Decision("base")
 
 
@@ -151,20 +154,18 @@ class LogisticPolicy:
     name: str
     content_hash: str
     decision_scale: int | None
-    grid_scale: int
+    probe: ProbeRule
     skip: LogisticStage
     uncond: LogisticStage
     strategies: tuple[str, ...] = PAPER_STRATEGIES
     known_strategy: None = None
 
-    def decide(self, request: Request, probe: Probe | None) -> Decision:  # noqa: ARG002
-        assert probe is not None
-        return self.choose(probe)
+    def decide(self, request: Request, numbers: Sequence[float]) -> Decision:  # noqa: ARG002
+        return self.choose(numbers)
 
-    def choose(self, probe: Probe) -> Decision:
+    def choose(self, numbers: Sequence[float]) -> Decision:
         """The arg max of the first stage; where that is to skip nothing, of the second."""
-        features = (probe.sobel_change, probe.fft_high_frequency_ratio)
-        skip, uncond = self.skip.probabilities(features), self.uncond.probabilities(features)
+        skip, uncond = self.skip.probabilities(numbers), self.uncond.probabilities(numbers)
         scores = {f"skip_{count}": share for count, share in skip.items() if count}
         scores |= {f"uncond_{count}" if count else "base": skip.get(0, 0.0) * share for count, share in uncond.items()}
         num_skipped, num_conditional = max(skip, key=skip.__getitem__), max(uncond, key=uncond.__getitem__)
@@ -211,7 +212,7 @@ class CertifiedPolicy:
     name: str
     content_hash: str
     decision_scale: int | None
-    grid_scale: int
+    probe: ProbeRule
     table: ChanceTable
     cfg: tuple[float, ...]
     """Of each scale: what the promise was tested with. A row with other settings of its own is made under `base`."""
@@ -222,15 +223,14 @@ class CertifiedPolicy:
 
     @property
     def strategies(self) -> tuple[str, ...]:
-        return ("base", *self.table.chances)
+        return ("base", *self.table.forecasts)
 
-    def decide(self, request: Request, probe: Probe | None) -> Decision:
-        assert probe is not None
+    def decide(self, request: Request, numbers: Sequence[float]) -> Decision:
         asked, tested = (request.aspect_ratio,), (self.aspect_ratio,)
         pairs = ((request.cfg, self.cfg), (request.tau, self.tau), (asked, tested))
         if not all(_are_close(*pair) for pair in pairs):
             return Decision("base")
-        return Decision(*self.table.choose((probe.sobel_change, probe.fft_high_frequency_ratio)))
+        return Decision(*self.table.choose(numbers))
 
 
 def _are_close(values: Sequence[float], others: Sequence[float]) -> bool:
@@ -292,11 +292,9 @@ def _load_file(path: str, facts: ModelFacts, read: Callable[[str], bytes], *, fo
         raise ConfigError(f"policy {path}: cannot be read ({error.strerror}); accepted: {accepted}") from error
     try:
         content = json.loads(raw)
-        fitted_for, probe = content["fitted_for"], content["probe"]
+        fitted_for = content["fitted_for"]
         if absent := {"model", "num_scales", "decision_scale"} - fitted_for.keys():
             raise ValueError(f"fitted_for lacks {', '.join(sorted(absent))}")
-        if probe["features"] != ["sobel_change", "fft_high_frequency_ratio"]:
-            raise ValueError("probe.features must be sobel_change, fft_high_frequency_ratio")
         decision_scale = min(int(fitted_for["decision_scale"]), facts.num_scales - 4)
         policy = _policy_of(content, hashlib.sha256(raw).hexdigest(), decision_scale)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -305,17 +303,20 @@ def _load_file(path: str, facts: ModelFacts, read: Callable[[str], bytes], *, fo
         _check_fits(path, fitted_for, facts)
         if isinstance(policy, CertifiedPolicy):
             _check_promise(path, fitted_for, facts)
-    if policy.decision_scale is None or policy.decision_scale < 1 or not 0 <= policy.grid_scale < facts.num_scales:
+    grid_scale = policy.probe.grid_scale if isinstance(policy.probe, DecodedProbe) else 0
+    if policy.decision_scale is None or policy.decision_scale < 1 or not 0 <= grid_scale < facts.num_scales:
         raise ConfigError(f"policy {path}: needs a decision scale and a probe grid that {facts.num_scales} scales lack")
     return policy
 
 
 def _policy_of(content: Mapping[str, Any], content_hash: str, decision_scale: int) -> LogisticPolicy | CertifiedPolicy:
     """The policy of a file's content; raises `ValueError`, `KeyError` or `TypeError` where it is not one."""
-    name, grid_scale, fitted_for = str(content["name"]), int(content["probe"]["grid_scale"]), content["fitted_for"]
+    name, probe, fitted_for = str(content["name"]), probe_from_json(content["probe"]), content["fitted_for"]
     if content["kind"] == "logistic":
+        if not isinstance(probe, DecodedProbe):
+            raise ValueError(f"probe.features of a logistic policy must be {', '.join(FREQUENCIES)}")
         skip, uncond = (stage_from_json(content["stages"][kind]) for kind in ("skip", "uncond"))
-        return LogisticPolicy(name, content_hash, decision_scale, grid_scale, skip, uncond)
+        return LogisticPolicy(name, content_hash, decision_scale, probe, skip, uncond)
     if content["kind"] != "certified":
         raise ValueError(f"kind is {content['kind']!r}, accepted: 'logistic', 'certified'")
     if not fitted_for.get("weights_sha256") or not {"dtype", "grids"} <= fitted_for.keys():
@@ -323,14 +324,31 @@ def _policy_of(content: Mapping[str, Any], content_hash: str, decision_scale: in
     cfg, tau = (tuple(float(value) for value in fitted_for[key]) for key in ("cfg", "tau"))
     ratio = float(fitted_for["aspect_ratio"])
     table = table_from_json(content["chances"])
-    for strategy in table.chances:
+    for strategy in table.forecasts:
         make_strategy(strategy, int(fitted_for["num_scales"]))
     floor, alpha, delta = (float(content["certificate"][key]) for key in ("ssim_floor", "alpha", "delta"))
     if not (0 < alpha < 1 and 0 < delta < 1):
         raise ValueError("certificate: alpha and delta must be between 0 and 1")
     return CertifiedPolicy(
-        name, content_hash, decision_scale, grid_scale, table, cfg, tau, ratio, Promise(floor, alpha, delta)
+        name, content_hash, decision_scale, probe, table, cfg, tau, ratio, Promise(floor, alpha, delta)
     )
+
+
+def probe_to_json(rule: ProbeRule) -> dict[str, Any]:
+    """What a policy file says of its probe."""
+    if isinstance(rule, LatentProbe):
+        return {"features": [LATENT_MEANS], "side": rule.side}
+    return {"features": list(FREQUENCIES), "grid_scale": rule.grid_scale}
+
+
+def probe_from_json(content: Mapping[str, Any]) -> ProbeRule:
+    """The inverse; raises `ValueError`, `KeyError` or `TypeError` where it is none."""
+    if content["features"] == list(FREQUENCIES):
+        return DecodedProbe(int(content["grid_scale"]))
+    if content["features"] != [LATENT_MEANS] or content["side"] not in LATENT_SIDES:
+        sides = ", ".join(map(str, LATENT_SIDES))
+        raise ValueError(f"probe.features must be {', '.join(FREQUENCIES)}, or {LATENT_MEANS} with a side of {sides}")
+    return LatentProbe(content["side"])
 
 
 def stage_from_json(content: Mapping[str, Any]) -> LogisticStage:

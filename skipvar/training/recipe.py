@@ -81,9 +81,16 @@ class TransformerRecipe:
     coarse: StepKind = StepKind(num_scales=5, batch_size=128)
     early: StepKind = StepKind(num_scales=7, batch_size=48)
     full: StepKind = StepKind(num_scales=NUM_SCALES, batch_size=12)
-    patterns: tuple[tuple[int, tuple[str, ...]], ...] = ((0, ("coarse", "early", "full", "full")),)
+    kinds: tuple[tuple[int, tuple[str, ...]], ...] = (
+        (0, ("coarse", "early", "full", "full")),
+        (4300, ("full", "full", "full", "full", "full", "early")),
+    )
     """From which step on, the kinds of consecutive steps, over and over. Late scales count as well: skipping takes
-    them away."""
+    them away, and they are all that confetti is drawn by."""
+    pattern_shares: tuple[float, ...] = (0.6, 0.6, 0.6, 0.7, 7.5)
+    """Relative frequency of each of `backgrounds.PATTERNS`. Confetti follows no rule and takes longest to learn."""
+    layout_shares: tuple[float, ...] = (0.6, 1.0, 1.4)
+    """Relative frequency of each layout: confetti between many small objects is hard."""
     embedding_rate: float = 1e-2
     """AdamW's rate of the word embeddings: each word is seen rarely, and its vector starts at length 16."""
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2.5e-3, adam_rate=2e-3, weight_decay=1e-2)
@@ -94,8 +101,8 @@ class TransformerRecipe:
 
     def kind(self, step: int) -> str:
         """Name of the kind of a step."""
-        pattern = next(kinds for first, kinds in reversed(self.patterns) if step >= first)
-        return pattern[step % len(pattern)]
+        turn = next(kinds for first, kinds in reversed(self.kinds) if step >= first)
+        return turn[step % len(turn)]
 
 
 @dataclass(frozen=True, kw_only=True)

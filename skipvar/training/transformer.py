@@ -21,6 +21,7 @@ from skipvar.model.attention import TextLayout, TextPadding
 from skipvar.model.bsq import next_input, quantize, running_sums
 from skipvar.model.rope import rope_table
 from skipvar.model.transformer import TextState, Transformer, block_causal_mask
+from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
 from skipvar.training.common import Ema, Folders, append_log, load_checkpoint, save_checkpoint, train
 from skipvar.training.data import captions, split_combinations
 from skipvar.training.latents import latents_path, load_latents
@@ -78,10 +79,16 @@ class BatchSource:
         self._latents = stored["latents"].to(device)
         self.encoder_sha256: str = stored["encoder_sha256"]
         self._training, _ = split_combinations(recipe)
+        by_pattern = dict(zip(PATTERNS, recipe.transformer.pattern_shares, strict=True))
+        by_layout = recipe.transformer.layout_shares
+        chances = [
+            by_pattern[BACKGROUNDS[c.background_index].pattern] * by_layout[c.layout_index] for c in self._training
+        ]
+        self._chances = torch.tensor(chances, device=device)
         self._tokens = tokens
 
     def draw(self, num_scales: int, size: int, generator: torch.Generator) -> TrainingBatch:
-        chosen = torch.randint(len(self._training), (size,), generator=generator, device=self._device)
+        chosen = torch.multinomial(self._chances, size, replacement=True, generator=generator)
         choices = torch.rand(size, generator=generator, device=self._device).tolist()
         texts = [_pick(captions(self._training[i]), u) for i, u in zip(chosen.tolist(), choices, strict=True)]
         ids, lengths = self._tokens.batch(texts)
@@ -210,7 +217,7 @@ class TransformerTrainer:
         self.source = BatchSource(recipe, folders, self.tokens, peers.device)
         self.objective = Objective(self.model, self.tokens.max_length, is_compiled)
         self.step = self.first_cold_step = 0
-        self.num_samples = {name: 0 for _, kinds in recipe.transformer.patterns for name in kinds}
+        self.num_samples = {name: 0 for _, kinds in recipe.transformer.kinds for name in kinds}
         self._losses: dict[str, list[Tensor]] = defaultdict(list)
         self._seconds: dict[str, list[float]] = defaultdict(list)
 

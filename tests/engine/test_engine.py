@@ -134,7 +134,8 @@ def test_an_image_of_numbers_that_are_not_finite_is_a_failure(
 def test_published_policies_decide_by_each_images_own_probe(run_config: MakeConfig, make_request: MakeRequest) -> None:
     engine = build_engine(run_config("conf/policies/infinity_2b_0.86.json", force=True, batch_size=4))
     for image in run(engine, [make_request(position) for position in range(6)]).values():
-        decision = engine.policy.decide(image.request, image.probe)
+        assert image.probe is not None
+        decision = engine.policy.decide(image.request, image.probe.numbers)
         assert decision.strategy == image.strategy and decision.scores == image.strategy_scores
 
 

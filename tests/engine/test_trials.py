@@ -1,6 +1,6 @@
 """Trials: all strategies from one prefix, the pixels of each being those of an image made alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +14,10 @@ from skipvar.engine.twin import generate_one
 from skipvar.local import build_local_engine
 from skipvar.model.pipeline import load_pipeline
 from skipvar.quality.similarity import psnr, ssim
+from skipvar.skip.features import LATENT_CELLS, LATENT_SIDES, LatentProbe
+from skipvar.skip.policy import Decision, SpreadPolicy
 from skipvar.skip.strategy import STRATEGY_NAMES
-from skipvar.types import LATENT_NAMES, Failure, Image, Request
+from skipvar.types import Failure, Image, Request
 
 
 def test_trials_agree_with_single_runs(make_request: Callable[..., Request]) -> None:
@@ -53,8 +55,10 @@ def test_an_engine_s_trials_are_those_of_each_strategy_alone(
             pair = pixels[None], twins["base"][None]
             assert image.trial.ssim[name] == pytest.approx(float(ssim(*pair)[0]), abs=1e-5), name
             assert image.trial.psnr[name] == (None if np.array_equal(*pair) else pytest.approx(float(psnr(*pair)[0])))
-        assert {probe.grid_scale for probe in image.trial.probes if probe.decision_scale == 6} == {3, 4, 5, 6, 7}
-        assert set(image.trial.latents) == set(LATENT_NAMES) and image.trial.seconds["base"] > 0
+        assert {probe.grid_scale for probe in image.trial.probes} == {3, 4, 5, 6, 7}
+        channels = engine.pipeline.config.transformer.latent_channels
+        assert len(image.trial.latents) == len(image.trial.early_latents) == channels * LATENT_CELLS**2
+        assert image.trial.latents != image.trial.early_latents and image.trial.seconds["base"] > 0
 
 
 def test_a_trial_s_probe_is_the_one_that_a_run_takes(
@@ -66,8 +70,29 @@ def test_a_trial_s_probe_is_the_one_that_a_run_takes(
     engine.submit([request])
     (image,) = engine.drain()
     assert isinstance(image, Image) and made[1].trial is not None
-    taken = {(probe.decision_scale, probe.grid_scale): probe.probe for probe in made[1].trial.probes}
-    assert taken[6, 4] == image.probe and taken[5, 4] != image.probe
+    assert {probe.grid_scale: probe.probe for probe in made[1].trial.probes}[4] == image.probe
+
+
+@pytest.mark.parametrize("side", LATENT_SIDES)
+def test_a_run_looks_at_a_trial_s_latents_in_any_batch(
+    run_config: Callable[..., RunConfig], make_request: Callable[..., Request], side: int
+) -> None:
+    """To the bit: a chance next to the threshold must not depend on the neighbours."""
+    requests = [make_request(position) for position in range(5)]
+    _, made = run(run_config("trials", batch_size=1), requests)
+    seen: dict[int, tuple[float, ...]] = {}
+
+    class Looking(SpreadPolicy):
+        def decide(self, request: Request, numbers: Sequence[float]) -> Decision:
+            seen[request.position] = tuple(numbers)
+            return super().decide(request, numbers)
+
+    engine = build_local_engine(run_config("spread", batch_size=3))
+    engine.policy = Looking(6, probe=LatentProbe(side))
+    engine.submit(requests)
+    assert all(isinstance(image, Image) and image.probe is None for image in engine.drain())
+    trials = {position: image.trial for position, image in made.items()}
+    assert seen == {position: LatentProbe(side).pick(trial.latents) for position, trial in trials.items() if trial}
 
 
 def test_too_little_memory_halves_the_batch_and_loses_no_trial(

@@ -15,6 +15,7 @@ import pytest
 from skipvar.cli.calibrate import main
 from skipvar.config_file import load_config
 from skipvar.engine.resolved import resolve
+from skipvar.skip.features import DecodedProbe
 from skipvar.skip.strategy import STRATEGY_NAMES
 
 REPOSITORY = Path(__file__).parents[2]
@@ -70,7 +71,9 @@ def test_killed_trials_are_resumed_and_become_policies(tmp_path: Path, calibrate
         path = tmp_path / "policies" / f"emoji_{floor}.json"
         assert json.loads(path.read_text())["fit"]["num_trials"] == 8
         config = load_config("conf/emoji.yaml", ["model.path=random:0", f"policy={path}"])
-        assert resolve(config).policy.grid_scale == verdict["grid_scale"]
+        assert resolve(config).policy.probe == DecodedProbe(verdict["grid_scale"])
+    assert {"latents 2x2", "latents 2x2, a scale earlier", "decoded at scale 4"} <= verdict["probes"].keys()
+    assert all(told["seconds"] > 0 for told in verdict["probes"].values())
 
 
 def test_what_cannot_be_calibrated_is_told_before_any_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from skipvar.skip.calibration import TrialScores, choose_grid, fit_policy, labels, rank_correlations
+from skipvar.skip.features import DecodedProbe
 from skipvar.skip.policy import ModelFacts, load_policy
 from skipvar.skip.strategy import STRATEGY_NAMES
 from skipvar.types import Probe
@@ -51,7 +52,7 @@ def test_a_fitted_policy_keeps_the_floor_and_loads(trials: list[TrialScores], tm
     path = tmp_path / "policy.json"
     path.write_text(json.dumps(content))
     policy = load_policy(str(path), ModelFacts("emoji", 10, {"transformer": "ab"}))
-    assert policy.grid_scale == 9 and policy.decision_scale == 6
+    assert policy.probe == DecodedProbe(9) and policy.decision_scale == 6
 
 
 @pytest.mark.parametrize("kept", [{0}, {0, 2}])

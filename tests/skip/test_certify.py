@@ -12,6 +12,7 @@ import pytest
 from skipvar.errors import ConfigError
 from skipvar.skip.calibration import TrialScores
 from skipvar.skip.certify import allowed_misses, certify, one_each, p_value, policy_content, split_by_prompt
+from skipvar.skip.features import DecodedProbe, LatentProbe
 from skipvar.skip.policy import ModelFacts, load_policy
 from skipvar.types import Probe, Request
 
@@ -69,12 +70,11 @@ def test_the_rate_stays_under_alpha_on_prompts_that_nobody_saw(signal: bool) -> 
     """Clustered trials: in at least 95% of the splits the true rate of what was certified is at most alpha."""
     floor, alpha, delta, splits = 0.84, 0.1, 0.05, 20
     unseen = world(2000, 999, signal=signal)
-    x = [(t.probes[6].sobel_change, t.probes[6].fft_high_frequency_ratio) for t in unseen]
     rates, shares = [], []
     for split in range(splits):
-        found = certify(split_by_prompt(world(400, split, 2, signal=signal), split), floor, alpha, delta, COSTS, 6)
+        found = certify(split_by_prompt(world(400, split, 2, signal=signal), split), floor, alpha, delta, COSTS)
         if found is not None:
-            chosen = [found[0].choose(row)[0] for row in x]
+            chosen = [found.choose(trial) for trial in unseen]
             rates.append(np.mean([t.ssim[name] < floor for t, name in zip(unseen, chosen, strict=True)]))
             shares.append(np.mean([COSTS[name] for name in chosen]))
     assert len(rates) == splits  # base always passes: something always can
@@ -83,16 +83,28 @@ def test_the_rate_stays_under_alpha_on_prompts_that_nobody_saw(signal: bool) -> 
         assert np.mean(shares) < COSTS["skip_1"] and max(rates) > 0.02  # and it is worth something
 
 
+def test_the_probe_that_foretells_better_is_chosen() -> None:
+    """Here the latents tell everything, and the decoded probe nothing."""
+    blind = world(400, 7, signal=False)
+    told = [replace(trial, latents=[(1 - trial.ssim["skip_3"]) / 0.3] * 16) for trial in blind]
+    seen, unseen = (certify(split_by_prompt(trials, 7), 0.84, 0.1, 0.05, COSTS) for trials in (told, blind))
+    assert seen is not None and unseen is not None
+    assert isinstance(seen.rule, LatentProbe) and unseen.rule == DecodedProbe(6)
+    assert set(seen.losses) == {"decoded at scale 6", "latents 1x1", "latents 2x2", "latents 4x4"}
+    cost_seen, cost_unseen = (np.mean([COSTS[found.choose(trial)] for trial in told]) for found in (seen, unseen))
+    assert cost_seen < 0.8 * cost_unseen
+
+
 def test_no_image_too_few_nothing_certified() -> None:
-    assert certify(split_by_prompt(world(20, 0), 0), 0.84, 0.1, 0.05, COSTS, 6) is None
+    assert certify(split_by_prompt(world(20, 0), 0), 0.84, 0.1, 0.05, COSTS) is None
 
 
 @pytest.fixture(scope="module")
 def content() -> dict[str, Any]:
     parts = split_by_prompt(world(600, 1), 1)
-    found = certify(parts, 0.84, 0.1, 0.05, COSTS, 6)
+    found = certify(parts, 0.84, 0.1, 0.05, COSTS)
     assert found is not None
-    return policy_content(parts, found, COSTS, 6, name="emoji_certified", fitted_for=FITTED_FOR)
+    return policy_content(parts, found, COSTS, name="emoji_certified", fitted_for=FITTED_FOR)
 
 
 def test_the_file_tells_its_promise_and_its_evidence(content: dict[str, Any]) -> None:
@@ -111,12 +123,11 @@ def test_a_certified_file_loads_and_decides_as_it_was_tested(
     path = tmp_path / "policy.json"
     path.write_text(json.dumps(content))
     policy = load_policy(str(path), FACTS)
-    assert (policy.grid_scale, policy.decision_scale, policy.known_strategy) == (6, 6, None)
+    assert (policy.probe, policy.decision_scale, policy.known_strategy) == (DecodedProbe(6), 6, None)
     request = make_request(0, cfg=(2.0,) * 10, tau=(0.3,) * 10)
-    easy, hard = (Probe(sobel_change=value, fft_high_frequency_ratio=0.0) for value in (0.0, 1.0))
+    easy, hard = (0.0, 0.0), (1.0, 0.0)
     assert policy.decide(request, easy).strategy == "skip_3" and policy.decide(request, hard).strategy != "skip_3"
-    broken = Probe(sobel_change=float("nan"), fft_high_frequency_ratio=0.0)
-    assert policy.decide(request, broken).strategy == "base"
+    assert policy.decide(request, (float("nan"), 0.0)).strategy == "base"
     assert policy.decide(make_request(0, cfg=(3.0,) * 10, tau=(0.3,) * 10), easy).strategy == "base"
     assert policy.decide(replace(request, aspect_ratio=0.5), easy).strategy == "base"
     scores = policy.decide(request, easy).scores
@@ -165,6 +176,14 @@ def _three_coefficients(content: dict[str, Any]) -> None:
     content["chances"]["cheapest_first"][0]["coef"] = [1, 2, 3]
 
 
+def _no_spread(content: dict[str, Any]) -> None:
+    content["chances"]["cheapest_first"][0]["spread"] = 0
+
+
+def _odd_side(content: dict[str, Any]) -> None:
+    content["probe"] = {"features": ["latent_means"], "side": 3}
+
+
 def _later_decision(content: dict[str, Any]) -> None:
     content["fitted_for"]["decision_scale"] = 7
 
@@ -175,7 +194,16 @@ def _earlier_decision(content: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [_without_dtype, _unknown_strategy, _infinite, _three_coefficients, _later_decision, _earlier_decision],
+    [
+        _without_dtype,
+        _unknown_strategy,
+        _infinite,
+        _three_coefficients,
+        _no_spread,
+        _odd_side,
+        _later_decision,
+        _earlier_decision,
+    ],
 )
 def test_a_broken_file_is_refused(
     content: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], None]

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skipvar.skip.probe import fft_high_frequency_ratio, sobel_change, take_probe
+from skipvar.skip.features import LATENT_CELLS, LatentProbe
+from skipvar.skip.probe import fft_high_frequency_ratio, small_latents, sobel_change, take_probe
 
 
 def decode(small: Tensor) -> Tensor:
@@ -62,3 +63,18 @@ def test_fft_ratio_against_numpy_on_odd_sizes() -> None:
         distance = np.hypot(rows - height // 2, columns - width // 2)
         expected = amplitude[distance > int(0.4 * min(height, width) / 2)].sum() / (amplitude.sum() + 1e-6)
         assert math.isclose(fft_high_frequency_ratio(torch.from_numpy(gray)[None]).item(), expected, rel_tol=1e-5)
+
+
+def test_the_small_latents_are_means_of_cells_row_by_row() -> None:
+    code_sum = torch.arange(2 * 8 * 8, dtype=torch.float32).view(1, 2, 8, 8)
+    (found,) = small_latents(code_sum)
+    assert found == [
+        float(code_sum[0, channel, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].mean())
+        for channel in range(2)
+        for row in range(LATENT_CELLS)
+        for column in range(LATENT_CELLS)
+    ]
+    quarters = [(c, y, x) for c in range(2) for y in range(2) for x in range(2)]
+    halves = [float(code_sum[0, c, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].mean()) for c, y, x in quarters]
+    assert LatentProbe(4).pick(found) == tuple(found) and list(LatentProbe(2).pick(found)) == halves
+    assert list(LatentProbe(1).pick(found)) == [float(code_sum[0, c].mean()) for c in (0, 1)]

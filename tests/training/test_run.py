@@ -50,7 +50,7 @@ RECIPE = Recipe(
     transformer=TransformerRecipe(
         early=StepKind(num_scales=3, batch_size=2),
         full=StepKind(num_scales=NUM_SCALES, batch_size=1),
-        patterns=((0, ("early", "full")),),
+        kinds=((0, ("early", "full")),),
     ),
 )
 
@@ -382,7 +382,7 @@ def test_trains_on_a_gpu(packages: Path, tmp_path: Path) -> None:
 
 
 def test_kinds_of_steps_follow_the_pattern_in_force() -> None:
-    recipe = TransformerRecipe(patterns=((0, ("coarse", "full")), (4, ("full", "early", "full"))))
+    recipe = TransformerRecipe(kinds=((0, ("coarse", "full")), (4, ("full", "early", "full"))))
     assert [recipe.kind(step) for step in range(8)] == ["coarse", "full"] * 2 + ["early", "full", "full", "early"]
 
 
