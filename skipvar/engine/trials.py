@@ -39,13 +39,15 @@ class TrialRule:
 
 @dataclass(frozen=True)
 class TrialImages:
-    """An image made under several strategies, and the probe at each of some grids."""
+    """An image made under several strategies, and what can be looked at after its decision scale."""
 
     request: Request
     pixels: dict[str, np.ndarray]
     """By strategy: `(H, W, 3)` uint8."""
     probes: dict[int, Probe]
     """By the scale whose grid the probe was decoded at."""
+    latents: Sequence[float]
+    """The code sum as a small picture."""
 
 
 class TrialEngine(Engine):
@@ -167,11 +169,13 @@ def make_trials(
         images = [runner.sampler.start_image(request) for request in some]
         working = runner.run_prefix(images, decision_scale, len(images), goes_on=True)
         probes = {scale: runner.probe(working, decision_scale, scale) for scale in grid_scales}
+        latents = runner.latents(working, decision_scale)
         branches = runner.run_branches(working, _strategies(strategies, images[0]))
         decoded = {name: runner.decode_sums(list(branch.code_sum))[0] for name, branch in branches.items()}
         for place, request in enumerate(some):
             pixels = {name: decoded[name][place] for name in strategies}
-            yield TrialImages(request, pixels, {scale: values[place] for scale, values in probes.items()})
+            of_image = {scale: values[place] for scale, values in probes.items()}
+            yield TrialImages(request, pixels, of_image, latents[place])
 
 
 def _strategies(names: Sequence[str], image: ImageState) -> list[Strategy]:

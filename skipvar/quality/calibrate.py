@@ -15,7 +15,7 @@ from skipvar.quality.trials import TrialTable
 from skipvar.skip.calibration import TrialScores, choose_grid, fit_policy, rank_correlations
 from skipvar.skip.certify import certify, policy_content, split_by_prompt
 from skipvar.skip.features import DecodedProbe, LatentProbe
-from skipvar.skip.fitting import fit_forecasts, log_loss, rules_of
+from skipvar.skip.fitting import fit_forecasts, foretold_ranks, log_loss, rules_of
 from skipvar.skip.strategy import STRATEGY_NAMES
 
 FLOORS = (0.84, 0.86, 0.88)
@@ -78,21 +78,17 @@ def compare_probes(table: TrialTable, floor: float) -> dict[str, Any]:
     By its name: the log-loss at the floor over all strategies, the rank correlation of the SSIM of `skip_3` with what
     was foretold, and the seconds an image.
     """
-    from scipy.stats import spearmanr
-
     earlier = [replace(trial, latents=trial.early_latents) for trial in table.scores]
     tried = [(str(rule), rule, table.scores) for rule in rules_of(table.scores)]
     tried += [(f"{name}, a scale earlier", rule, earlier) for name, rule, _ in tried if isinstance(rule, LatentProbe)]
     strategies = [name for name in STRATEGY_NAMES if name != "base"]
-    ssim = [trial.ssim["skip_3"] for trial in table.scores]
     found = {}
     for name, rule, trials in tried:
         fit = fit_forecasts(trials, strategies, rule)
         seconds = table.probe_seconds[rule.grid_scale] if isinstance(rule, DecodedProbe) else table.latent_seconds
-        correlation = spearmanr(fit.held_out[:, strategies.index("skip_3")], ssim).statistic
         found[name] = {
             "log_loss": round(log_loss(fit, trials, floor), 4),
-            "spearman_skip_3": round(float(correlation), 3),
+            "spearman_skip_3": foretold_ranks(fit, trials)["skip_3"],
             "seconds": round(seconds, 6),
         }
     return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from skipvar.report.gather import Stretch
+from skipvar.report.points import Point
 
 PHASES = ("text", "prefix", "probe", "suffix", "decode")
 """Of the engine's work, in their order."""
@@ -81,22 +82,25 @@ class _Axis:
         return self.first + (value - self.low) / (self.high - self.low) * (self.last - self.first)
 
 
-def scatter(points: Sequence[tuple[float, float, str]], styles: Mapping[str, str]) -> Chart | None:
-    """The probe of a sample of images, coloured by strategy; None of fewer than two."""
+def scatter(points: Sequence[Point], styles: Mapping[str, str]) -> Chart | None:
+    """What a sample of images was decided by, coloured by strategy; None of fewer than two."""
     if len(points) < 2:
         return None
-    x, y = _axis([point[0] for point in points]), _axis([point[1] for point in points], is_vertical=True)
+    x, y = _axis([point.x for point in points]), _axis([point.y for point in points], is_vertical=True)
     marks = [
-        Mark(x.place(a), y.place(b), style=styles[name], label=f"{name}: {a:.3g}, {b:.3g}") for a, b, name in points
+        Mark(x.place(p.x), y.place(p.y), style=styles[p.strategy], label=f"{p.strategy}: {p.x:.3g}, {p.y:.3g}")
+        for p in points
     ]
-    shown = Counter(name for _, _, name in points)
+    shown = Counter(point.strategy for point in points)
+    is_chance = points[0].is_chance
     return Chart(
         marks=marks,
         x_ticks=x.ticks,
         y_ticks=y.ticks,
-        x_name="change of edges (Sobel)",
-        y_name="share of high frequencies (FFT)",
-        told=f"Scatter of the probe's two numbers for {len(points)} images, coloured by strategy.",
+        x_name="chance that skip_1 keeps the floor" if is_chance else "change of edges (Sobel)",
+        y_name="chance that skip_3 keeps it" if is_chance else "share of high frequencies (FFT)",
+        told=f"Scatter of {'two chances' if is_chance else 'the two numbers of the probe'} for {len(points)} images, "
+        "coloured by strategy.",
         legend=[(styles[name], name) for name in styles if shown[name]],
     )
 

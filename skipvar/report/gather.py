@@ -23,6 +23,7 @@ from PIL import Image
 
 from skipvar.errors import NotFoundError, StorageError
 from skipvar.quality.audit import AuditResult, summarize
+from skipvar.report.points import POINT_COLUMNS, Point, read_points
 from skipvar.shards.ledger import RUN_FILE, Ledger
 from skipvar.shards.pairs import AuditPair, pairs_name, read_pairs, small, worst
 from skipvar.shards.storage import Storage
@@ -33,8 +34,7 @@ MAX_PAIRS_SHOWN = 24
 MAX_POINTS = 1500
 _THREADS = 8
 _STREAM_BYTES = 1 << 16
-_PROBES = ("probe_sobel_change", "probe_fft_high_frequency_ratio")
-_COLUMNS = [*_PROBES, "strategy", "cost_share", "engine_seconds", "audit_ssim", "created_at"]
+_COLUMNS = [*POINT_COLUMNS, "strategy", "cost_share", "engine_seconds", "audit_ssim", "created_at"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class UnitFacts:
     cost_shares: Mapping[str, float]
     """By strategy, summed."""
     engine_seconds: float
-    points: Sequence[tuple[float, float, str]]
+    points: Sequence[Point]
     scores: np.ndarray
     """`(audited images,)` float64."""
     stretch: Stretch | None
@@ -107,8 +107,8 @@ class RunFacts:
     cost_shares: Counter[str] = field(default_factory=Counter)
     """By strategy, summed."""
     engine_seconds: float = 0.0
-    points: list[tuple[float, float, str]] = field(default_factory=list)
-    """A sample of the probes: Sobel change, FFT ratio, strategy."""
+    points: list[Point] = field(default_factory=list)
+    """A sample of the images."""
     scores: np.ndarray = field(default_factory=lambda: np.empty(0))
     """SSIM of the audited images."""
     stretches: list[Stretch] = field(default_factory=list)
@@ -193,14 +193,13 @@ def _read_unit(storage: Storage, name: str, num_points: int) -> UnitFacts:
         ) from error
     groups = table.group_by("strategy", use_threads=False).aggregate([("cost_share", "count"), ("cost_share", "sum")])
     by_strategy = groups.to_pylist()
-    seen = zip(*(table[column].slice(0, num_points).to_pylist() for column in (*_PROBES, "strategy")), strict=True)
     return UnitFacts(
         name=name,
         images=table.num_rows,
         strategies={row["strategy"]: row["cost_share_count"] for row in by_strategy},
         cost_shares={row["strategy"]: row["cost_share_sum"] for row in by_strategy},
         engine_seconds=pc.sum(table["engine_seconds"]).as_py() or 0.0,
-        points=[(x, y, strategy) for x, y, strategy in seen if x is not None and math.isfinite(x + y)],
+        points=read_points(table.slice(0, num_points)),
         scores=table["audit_ssim"].drop_null().to_numpy(),
         stretch=_stretch(table, footer.phase_seconds),
         audit_seconds=footer.audit_seconds,

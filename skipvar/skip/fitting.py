@@ -90,6 +90,16 @@ def log_loss(fit: Fit, trials: Sequence[TrialScores], floor: float) -> float:
     return float(-np.log(np.maximum(np.where(kept, chances, 1 - chances), 1e-6)).mean())
 
 
+def foretold_ranks(fit: Fit, trials: Sequence[TrialScores]) -> dict[str, float]:
+    """Spearman's correlation of each strategy's SSIM with what was foretold of it on held-out prompts."""
+    from scipy.stats import spearmanr
+
+    return {
+        name: round(float(spearmanr(fit.held_out[:, place], [trial.ssim[name] for trial in trials]).statistic), 3)
+        for place, name in enumerate(fit.forecasts)
+    }
+
+
 def rules_of(trials: Sequence[TrialScores]) -> list[ProbeRule]:
     """Every probe that these trials can tell."""
     decoded = [DecodedProbe(grid) for grid in sorted(trials[0].probes)]

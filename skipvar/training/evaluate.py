@@ -19,6 +19,8 @@ from skipvar.quality.similarity import ssim
 from skipvar.report.sheet import Picture, draw_sheet
 from skipvar.shards.encode import encode_image
 from skipvar.skip.calibration import TrialScores, rank_correlations
+from skipvar.skip.features import LatentProbe
+from skipvar.skip.fitting import fit_forecasts, foretold_ranks
 from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
 from skipvar.training.common import Folders
 from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 SHEET_IMAGES = 24
 SKIPPING_PROMPTS = 12
+POLICY_SIDE = 2
+"""Of the latents that the shipped certified policies look at."""
 EVALUATED = ("base", "skip_1", "skip_2", "skip_3")
 
 
@@ -131,7 +135,8 @@ def _measure_skipping(
     """SSIM to base of skip_1, skip_2, skip_3 (means, medians, 5th and 95th percentiles, medians by layout and by
     pattern) and its rank correlation with the probe.
 
-    `spearman_sobel` and `spearman_fft` are those with skip_3, on the grid of the shipped policies.
+    `spearman_sobel` and `spearman_fft` are those with skip_3, on the grid of the shipped policies; `spearman_latents`
+    with what the shipped certified policies' probe foretells of each, on held-out prompts.
     """
     skipping = np.stack([by_strategy[name] for name in EVALUATED[1:]])
     combinations = [prompt.combination for prompt in prompts]
@@ -149,9 +154,16 @@ def _measure_skipping(
         side = LAYOUT_SIDES[index]
         result[f"ssim_skip_of_{side * side}"] = np.median(skipping[:, layouts == index], axis=1).round(4).tolist()
     known = [
-        TrialScores(trial.probes, {name: float(values[i]) for name, values in by_strategy.items()})
+        TrialScores(
+            trial.probes,
+            {name: float(values[i]) for name, values in by_strategy.items()},
+            prompt=trial.request.prompt,
+            latents=trial.latents,
+        )
         for i, trial in enumerate(trials)
     ]
+    foretold = foretold_ranks(fit_forecasts(known, EVALUATED[1:], LatentProbe(POLICY_SIDE)), known)
+    result["spearman_latents"] = list(foretold.values())
     by_scale = {scale: rank_correlations(known, scale) for scale in settings.probe_scales}
     for scale, correlations in by_scale.items():
         result |= {f"{name}_at_scale_{scale}": values for name, values in correlations.items()}

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pytest
 
 from skipvar.cli.report import main
-from skipvar.report.charts import histogram, throughput, work_time
+from skipvar.report.charts import histogram, scatter, throughput, work_time
 from skipvar.report.gather import MAX_PAIRS_SHOWN, MAX_PICTURES, MAX_POINTS, Stretch, gather
 from skipvar.report.page import render, write_report
+from skipvar.report.points import Point, read_points
 from skipvar.shards.schema import dataset_schema
 from skipvar.shards.storage import LocalStorage
 from skipvar.shards.unitfile import UnitFile, UnitFooter, data_name
@@ -194,3 +195,18 @@ def test_the_histogram_s_bars_hold_every_score_and_mark_those_under_the_floor() 
     assert sum(int(mark.label.split()[0]) for mark in chart.marks) == 6
     assert sum(int(mark.label.split()[0]) for mark in chart.marks if mark.style == "under") == 3
     assert histogram(np.array([1.0]), None) is not None and histogram(np.empty(0), 0.8) is None
+
+
+def test_the_scatter_shows_chances_where_no_probe_was_decoded() -> None:
+    table = pa.table(
+        {
+            "probe_sobel_change": [0.1, None, None, None],
+            "probe_fft_high_frequency_ratio": [0.2, None, None, None],
+            "strategy_scores": [{"skip_1": 0.9, "skip_3": 0.4}] * 2 + [{"skip_1": float("nan"), "skip_3": 0.4}, None],
+            "strategy": ["base", "skip_1", "skip_1", "base"],
+        }
+    )
+    points = read_points(table)
+    assert points == [Point(0.1, 0.2, "base", is_chance=False), Point(0.9, 0.4, "skip_1", is_chance=True)]
+    chart = scatter(points[1:] * 2, {"skip_1": "s1"})
+    assert chart is not None and "chance" in chart.x_name and "chance" in chart.told
