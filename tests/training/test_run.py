@@ -21,9 +21,9 @@ from skipvar.model.text_encoder import TextEncoder
 from skipvar.skip.strategy import Mode
 from skipvar.training import transformer as transformer_training
 from skipvar.training import vae as vae_training
-from skipvar.training.backgrounds import BACKGROUNDS
+from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
 from skipvar.training.common import Folders, rate_factor, train
-from skipvar.training.data import all_combinations, split_combinations
+from skipvar.training.data import all_combinations, captions, split_combinations
 from skipvar.training.evaluate import evaluate
 from skipvar.training.export import export, load_exported_autoencoder
 from skipvar.training.latents import encode_latents, load_latents
@@ -40,7 +40,7 @@ from skipvar.training.recipe import (
     VaeRecipe,
 )
 from skipvar.training.start import restore
-from skipvar.training.text import build_tokenizer
+from skipvar.training.text import CaptionTokens, build_tokenizer
 from skipvar.training.vae import load_autoencoder
 from skipvar.types import Request
 
@@ -105,6 +105,24 @@ def test_batches_hold_what_generation_will_see(folders: Folders) -> None:
 
     for row in range(2):
         assert any(agrees(latent, row) for latent in latents)
+
+
+def test_batches_follow_the_recipe_s_shares(folders: Folders) -> None:
+    training, _ = split_combinations(RECIPE)
+    pattern, layout = BACKGROUNDS[training[0].background_index].pattern, training[0].layout_index
+    shares = replace(
+        RECIPE.transformer,
+        pattern_shares=tuple(float(name == pattern) for name in PATTERNS),
+        layout_shares=tuple(float(place == layout) for place in range(3)),
+    )
+    tokenizer = build_tokenizer()
+    recipe = replace(RECIPE, transformer=shares)
+    source = transformer_training.BatchSource(recipe, folders, CaptionTokens(tokenizer), torch.device("cpu"))
+    batch = source.draw(1, 32, torch.Generator().manual_seed(0))
+    asked = [c for c in training if (BACKGROUNDS[c.background_index].pattern, c.layout_index) == (pattern, layout)]
+    known = {tuple(tokenizer(text)["input_ids"]) for combination in asked for text in captions(combination)}
+    drawn = {tuple(row[:length].tolist()) for row, length in zip(batch.ids, batch.lengths, strict=True)}
+    assert len(drawn) > 1 and drawn <= known
 
 
 def test_resumes_as_if_never_stopped(folders: Folders) -> None:
