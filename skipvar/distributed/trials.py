@@ -14,7 +14,7 @@ from skipvar.errors import InputError
 from skipvar.quality.calibrate import DELTA, PROMISES, check_number
 from skipvar.quality.trials import TrialTable, read_trials, what_trials_buy
 from skipvar.shards.cache import StoredFiles
-from skipvar.shards.ledger import SUCCESS_FILE, fingerprint
+from skipvar.shards.ledger import SUCCESS_FILE, Ledger, fingerprint
 from skipvar.shards.prompts import plan_input
 from skipvar.shards.storage import open_storage
 from skipvar.skip.policy import TRIALS
@@ -57,7 +57,8 @@ def find_trials_run(config: RunConfig) -> TrialsRun:
     resolved = resolve(config, StoredFiles(config.storage))
     plan = plan_input(config, resolved.num_scales, resolved.max_image_pixels)
     output = config.output.path.replace(FINGERPRINT_FIELD, fingerprint(fingerprint_parts(config, resolved, plan)))
-    if not open_storage(output, config.storage).exists(SUCCESS_FILE):
+    storage = open_storage(output, config.storage)
+    if not storage.exists(SUCCESS_FILE) or len(Ledger(storage).done_units()) < plan.num_units:
         raise InputError(f"{output}: no finished trials of this configuration; jobs.calibrate makes them.")
     trials = _read(config, output, resolved)
     return TrialsRun(exit_code=EXIT_ALL_ROWS, output=output, resolved=resolved, trials=trials)
