@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 from skipvar.errors import ConfigError
 
@@ -70,6 +71,19 @@ def check_scheme(key: str, path: str) -> None:
     require(not separator or bool(rest.split("/")[0]), key, path, "s3:// followed by a bucket's name")
     has_options = bool(separator) and ("@" in rest.split("/")[0] or re.search(r"\?[^/=]*=", rest) is not None)
     require(not has_options, key, path, "s3://bucket/prefix without keys or options in it")
+
+
+def check_http(key: str, url: str, or_else: str = "") -> None:
+    """Refuse what is no address of a server, and one with credentials in it."""
+    try:
+        parts = urlsplit(url)
+        url_ok = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        url_ok = url_ok and not parts.query and not parts.fragment and url.isprintable()
+    except ValueError:  # a bracket that does not close, a port that is no number
+        parts, url_ok = urlsplit(""), False
+    if parts.username or parts.password or (not url_ok and "@" in url):
+        raise ConfigError(f"{key}: holds a user or password; give credentials by the environment instead.")
+    require(url_ok, key, url, f"http://host:port or https://host{or_else}")
 
 
 def check_whole(

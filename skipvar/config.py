@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from skipvar.checks import (
     INT32_MAX,
     INT64_MAX,
+    check_http,
     check_scheme,
     check_seconds,
     check_whole,
@@ -24,7 +24,6 @@ from skipvar.checks import (
     is_within,
     require,
 )
-from skipvar.errors import ConfigError
 
 Auto = Literal["auto"]
 NumberOrList = int | float | list[int | float]
@@ -278,7 +277,7 @@ class StorageConfig:
 
     def __post_init__(self) -> None:
         if self.endpoint_url is not None:
-            _check_endpoint(self.endpoint_url)
+            check_http("storage.endpoint_url", self.endpoint_url, ", or null")
         check_seconds("storage.retry_seconds", self.retry_seconds, can_be_zero=True)
         check_seconds("storage.lease_stale_seconds", self.lease_stale_seconds)
 
@@ -320,17 +319,3 @@ class RunConfig:
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """All keys and values as plain JSON-able values."""
     return dataclasses.asdict(config)
-
-
-def _check_endpoint(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        url_ok = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        url_ok = url_ok and not parts.query and not parts.fragment
-    except ValueError:  # a bracket that does not close, a port that is no number
-        parts, url_ok = urlsplit(""), False
-    if parts.username or parts.password or (not url_ok and "@" in url):
-        raise ConfigError(
-            "storage.endpoint_url: holds a user or password; give credentials by the AWS environment instead."
-        )
-    require(url_ok, "storage.endpoint_url", url, "http://host:port, https://host, or null")

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from skipvar.config import InputConfig, RunConfig
 from skipvar.engine.resolved import resolve
+from skipvar.errors import InputError
 from skipvar.local import build_local_engine
 from skipvar.shards.cache import StoredFiles
 from skipvar.shards.prompts import plan_input, read_unit
@@ -39,6 +40,9 @@ def measure_engine(
     plan = plan_input(config, resolved.num_scales)
     items = (item for index in range(plan.num_units) for item in read_unit(plan.unit(index), plan.spec))
     requests = [item for item, _ in zip(items, range(num_images), strict=False) if isinstance(item, Request)]
+
+    if not requests:
+        raise InputError(f"input.path: none of the first {num_images} rows can be used; give prompts that can be made.")
 
     def twin(batch: Sequence[Request]) -> None:
         for request in batch:

@@ -7,7 +7,8 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from skipvar.cli.running import Parser, read_config, run_job
+from skipvar.checks import MAX_SECONDS
+from skipvar.cli.running import Parser, number, read_config, run_job, whole
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.bench") -> int:
@@ -17,12 +18,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.bench") 
         "words", nargs="*", metavar="plan | driver | key=value", help="what to measure; values for the config"
     )
     parser.add_argument("--config", default="conf/emoji.yaml", help="whose model is timed")
-    parser.add_argument("--images", type=int, default=24, help="images a round of the engine's timing")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of the engine's timing; the median counts")
-    parser.add_argument("--rows", type=int, default=10_000_000, help="rows of the input that is planned")
-    parser.add_argument("--replicas", type=int, default=1000, help="simulated replicas of the driver")
-    parser.add_argument("--units", type=int, default=1_000_000, help="units that the driver hands out")
-    parser.add_argument("--unit-seconds", type=float, default=4.0, help="what a simulated replica takes for a unit")
+    parser.add_argument("--images", type=whole(1), default=24, help="images a round of the engine's timing")
+    parser.add_argument("--rounds", type=whole(1), default=3, help="rounds of the engine's timing; the median counts")
+    parser.add_argument("--rows", type=whole(1), default=10_000_000, help="rows of the input that is planned")
+    parser.add_argument("--replicas", type=whole(1), default=1000, help="simulated replicas of the driver")
+    parser.add_argument("--units", type=whole(1), default=1_000_000, help="units that the driver hands out")
+    parser.add_argument(
+        "--unit-seconds",
+        type=number(0, MAX_SECONDS, is_between=True),
+        default=4.0,
+        help="what a simulated replica takes for a unit",
+    )
     arguments = parser.parse_intermixed_args(argv)
     return run_job(lambda: _bench(arguments))
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from skipvar.cli.running import Parser, read_config, run_job, show_progress
+from skipvar.cli.running import Parser, check_folder, local_path, read_config, run_job, show_progress
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.calibrate") -> int:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.calibrat
     parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file such as conf/calibrate.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that win over the file's")
-    parser.add_argument("--out", type=Path, default=Path("conf/policies"), help="folder for the policy files")
+    parser.add_argument("--out", type=local_path, default=Path("conf/policies"), help="folder for the policy files")
     arguments = parser.parse_intermixed_args(argv)
     show_progress()
     return run_job(lambda: _calibrate(arguments))
@@ -28,11 +28,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.calibrat
 
 def _calibrate(arguments: argparse.Namespace) -> int:
     from skipvar.distributed.environment import prepare_environment
-    from skipvar.quality.calibrate import calibrate, check_folder
+    from skipvar.quality.calibrate import calibrate
     from skipvar.skip.policy import TRIALS
 
     config = replace(read_config(arguments.config, arguments.overrides), policy=TRIALS)
-    check_folder(arguments.out)
+    check_folder("--out", arguments.out)
     prepare_environment(config)  # before anything imports Ray
     from skipvar.distributed.trials import make_trials_run
 

@@ -10,7 +10,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from skipvar.cli.running import Parser, read_config, run_job
+from skipvar.cli.running import Parser, number, read_config, run_job, whole
 from skipvar.errors import InputError
 
 
@@ -19,10 +19,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.certify_
     parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="the YAML file that jobs.calibrate made the trials with")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that win over the file's")
-    parser.add_argument("--floor", type=float, default=0.88, help="SSIM floor")
-    parser.add_argument("--alpha", type=float, default=0.1, help="share that may fall below it")
-    parser.add_argument("--delta", type=float, default=0.05, help="chance that a certificate may be wrong")
-    parser.add_argument("--splits", type=int, default=200)
+    parser.add_argument("--floor", type=number(-1, 1), default=0.88, help="SSIM floor")
+    parser.add_argument("--alpha", type=number(0, 1, is_between=True), default=0.1, help="share that may fall below it")
+    parser.add_argument(
+        "--delta", type=number(0, 1, is_between=True), default=0.05, help="chance that a certificate may be wrong"
+    )
+    parser.add_argument("--splits", type=whole(1), default=200, help="random splits")
     arguments = parser.parse_intermixed_args(argv)
     return run_job(lambda: _check(arguments))
 

@@ -2,9 +2,8 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from skipvar.cli.running import Parser, run_job
+from skipvar.cli.running import Parser, check_folder, local_path, run_job
 from skipvar.errors import InputError
 from skipvar.model.convert import convert_checkpoint
 from skipvar.model.identity import read_config
@@ -16,13 +15,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.convert_
     """Parse the arguments, convert and return the exit code."""
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("--model", choices=sorted(PRESETS), help="the preset with the weights' sizes")
-    parser.add_argument("--config", type=Path, help="sizes that no preset has: a config.json as this command writes it")
     parser.add_argument(
-        "--transformer", type=Path, required=True, help="a .pth or safetensors file, or a sharded folder"
+        "--config", type=local_path, help="sizes that no preset has: a config.json as this command writes it"
     )
-    parser.add_argument("--vae", type=Path, required=True, help="the official VAE: a .pth or safetensors file")
-    parser.add_argument("--text-encoder", type=Path, required=True, help="a T5 in Hugging Face layout, with tokenizer")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument(
+        "--transformer", type=local_path, required=True, help="a .pth or safetensors file, or a sharded folder"
+    )
+    parser.add_argument("--vae", type=local_path, required=True, help="the official VAE: a .pth or safetensors file")
+    parser.add_argument(
+        "--text-encoder", type=local_path, required=True, help="a T5 in Hugging Face layout, with tokenizer"
+    )
+    parser.add_argument("--out", type=local_path, required=True, help="a new folder")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="what the weights are stored in")
     arguments = parser.parse_args(argv)
     if not arguments.model and not arguments.config:
@@ -32,6 +35,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.convert_
 
 def _convert(given: argparse.Namespace) -> int:
     dtype = DTYPES[given.dtype]
+    check_folder("--out", given.out)
     try:
         config = read_config(given.config) if given.config else PRESETS[given.model]
         hashes = convert_checkpoint(config, given.transformer, given.vae, given.text_encoder, given.out, dtype)

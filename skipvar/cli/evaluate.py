@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from skipvar.cli.running import Parser, read_config, run_job, show_progress
+from skipvar.checks import check_one_of, shown
+from skipvar.cli.running import Parser, check_folder, local_path, number, read_config, run_job, show_progress, whole
 from skipvar.config import RunConfig
 from skipvar.errors import ConfigError
 
@@ -28,10 +29,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.evaluate
     parser.add_argument("--policies", nargs="+", default=[], metavar="FILE", help="policy files to compare")
     parser.add_argument("--sets", nargs="+", default=[], metavar="NAME=PATH", help="sets of prompts (else input.path)")
     parser.add_argument("--headline", metavar="NAME", help="the policy of the last line")
-    parser.add_argument("--floor", type=float, default=0.88, help="SSIM floor")
-    parser.add_argument("--timed", type=int, default=16, help="prompts that the clock runs on; 0: none")
-    parser.add_argument("--rounds", type=int, default=3, help="how often the clock runs")
-    parser.add_argument("--out", type=Path, default=Path("outputs/evaluation"), help="folder for the results")
+    parser.add_argument("--floor", type=number(-1, 1), default=0.88, help="SSIM floor")
+    parser.add_argument("--timed", type=whole(0), default=16, help="prompts that the clock runs on; 0: none")
+    parser.add_argument("--rounds", type=whole(1), default=3, help="how often the clock runs")
+    parser.add_argument("--out", type=local_path, default=Path("outputs/evaluation"), help="folder for the results")
     arguments = parser.parse_intermixed_args(argv)
     show_progress()
     return run_job(lambda: _evaluate(arguments))
@@ -39,10 +40,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.evaluate
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from skipvar.distributed.environment import prepare_environment
-    from skipvar.engine.resolved import resolve, strategy_costs
+    from skipvar.engine.resolved import strategy_costs
 
     config = replace(read_config(arguments.config, arguments.overrides), policy=None)
-    files = {name: resolve(replace(config, policy=name)).policy for name in arguments.policies}  # refused before work
+    sets = _sets(arguments.sets, config)
+    files = _policies(arguments, config)
+    check_folder("--out", arguments.out)
     prepare_environment(config)  # before anything imports Ray
     from skipvar.distributed.trials import make_trials_run
     from skipvar.local import build_local_engine
@@ -50,16 +53,16 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from skipvar.quality.speed import measure_speeds
     from skipvar.skip.strategy import STRATEGY_NAMES
 
-    sets, exit_code = {}, 0
-    for name, path in _sets(arguments.sets, config).items():
+    trials, exit_code = {}, 0
+    for name, path in sets.items():
         config = replace(config, input=replace(config.input, path=path))
         made = make_trials_run(config, show=print)
         if made.trials is None:
             return made.exit_code
-        sets[name], exit_code = made.trials, max(exit_code, made.exit_code)
+        trials[name], exit_code = made.trials, max(exit_code, made.exit_code)
     costs = strategy_costs(made.resolved, config.sampling.aspect_ratio)
     requests = _requests(config, max(1, arguments.timed))
-    rows = evaluate(sets, list(files.values()), requests[0], arguments.floor, costs)
+    rows = evaluate(trials, list(files.values()), requests[0], arguments.floor, costs)
     if arguments.timed:
         specs = {name: f"fixed:{name}" for name in STRATEGY_NAMES} | {one.name: name for name, one in files.items()}
         speeds = measure_speeds(config, specs, requests, arguments.rounds, build_local_engine)
@@ -67,14 +70,40 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             mine, base = speeds[row["policy"]], speeds["base"]
             row |= {"seconds_one": mine.one, "seconds": mine.full}
             row |= {"speedup_one": round(base.one / mine.one, 3), "speedup": round(base.full / mine.full, 3)}
-    of_images = image_rows(sets, list(files.values()), requests[0], costs)
+    of_images = image_rows(trials, list(files.values()), requests[0], costs)
     _write(arguments.out, rows, of_images, config.model.name)
     print(json.dumps(_headline(rows, arguments, files)))
     return exit_code
 
 
+def _policies(arguments: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
+    """The policies to compare by their files; what cannot be compared is refused before any work."""
+    from skipvar.distributed.opening import check_store_answers
+    from skipvar.engine.resolved import resolve
+    from skipvar.shards.cache import StoredFiles
+    from skipvar.skip.policy import check_spec
+    from skipvar.skip.strategy import STRATEGY_NAMES
+
+    others = [name for name in arguments.policies if not name.endswith(".json")]
+    if others:
+        raise ConfigError(f"--policies: {shown(others[0])} is no policy file; give files that end in .json.")
+    found: dict[str, Any] = {}
+    for file in arguments.policies:
+        check_spec(file)
+        check_store_answers(replace(config, policy=file))
+        found[file] = resolve(replace(config, policy=file), StoredFiles(config.storage)).policy
+    names = [one.name for one in found.values()]
+    if twice := next((name for name in names if names.count(name) > 1 or name in STRATEGY_NAMES), None):
+        raise ConfigError(f"--policies: {shown(twice)} is the name of two policies; names must differ.")
+    if arguments.headline is not None:
+        check_one_of("--headline", arguments.headline, [*STRATEGY_NAMES, *names])
+    return found
+
+
 def _sets(given: Sequence[str], config: RunConfig) -> dict[str, Any]:
     """Paths of prompts by the name of their set; the configuration's own input is `all`."""
+    from skipvar.shards.inputs import Inputs
+
     if not given:
         return {"all": config.input.path}
     if "{fingerprint}" not in config.output.path and len(given) > 1:
@@ -82,6 +111,11 @@ def _sets(given: Sequence[str], config: RunConfig) -> dict[str, Any]:
     pairs = [text.partition("=") for text in given]
     if not all(name and path for name, _, path in pairs):
         raise ConfigError("--sets: write NAME=PATH, such as mixed=conf/prompts/emoji.txt.")
+    names = [name for name, _, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"--sets: {shown(twice)} is the name of two sets; names must differ.")
+    for _, _, path in pairs:
+        Inputs(config.storage).find(replace(config.input, path=path).path)  # told now, not after the others' trials
     return {name: path for name, _, path in pairs}
 
 
@@ -125,9 +159,7 @@ def _headline(rows: list[dict[str, Any]], arguments: argparse.Namespace, files: 
     sets = [row["set"] for row in rows]
     wanted = "mixed" if "mixed" in sets else sets[0]
     name = arguments.headline or next((one.name for one in reversed(files.values())), "base")
-    found = next((row for row in rows if (row["policy"], row["set"]) == (name, wanted)), None)
-    if found is None:
-        raise ConfigError(f"--headline {name}: is none of the policies that were compared.")
+    found = next(row for row in rows if (row["policy"], row["set"]) == (name, wanted))
     promises = {one.name: getattr(one, "promise", None) for one in files.values()}
     promise = promises.get(name)
     return found | {"alpha": promise.alpha if promise else None}

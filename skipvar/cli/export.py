@@ -3,9 +3,8 @@
 import argparse
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
-from skipvar.cli.running import Parser, run_job
+from skipvar.cli.running import Parser, local_path, run_job
 from skipvar.config import StorageConfig
 from skipvar.shards.export import FORMS, export
 from skipvar.shards.storage import open_storage
@@ -16,7 +15,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.export")
     parser = Parser(prog=prog, description=__doc__)
     parser.add_argument("output", metavar="OUTPUT", help="a finished dataset: a folder or s3://bucket/prefix")
     parser.add_argument("--to", required=True, choices=sorted(FORMS), help="GenEval's folder tree or WebDataset's tars")
-    parser.add_argument("destination", metavar="DEST", type=Path, help="a local folder that does not exist yet")
+    parser.add_argument("destination", metavar="DEST", type=local_path, help="a local folder that does not exist yet")
     parser.add_argument("--endpoint-url", help="the S3 endpoint, where the AWS environment does not name it")
     parser.add_argument("--region", help="the S3 region")
     options = parser.parse_args(argv)

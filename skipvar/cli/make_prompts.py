@@ -8,9 +8,9 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-from skipvar.cli.running import Parser, run_job
+from skipvar.checks import INT64_MAX
+from skipvar.cli.running import Parser, local_path, run_job, whole
 from skipvar.errors import ConfigError
 
 
@@ -19,10 +19,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.make_pro
     parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("detail", choices=("plain", "mixed", "high"), help="how much detail the prompts ask for")
     parser.add_argument("--for", dest="family", choices=("emoji", "photo"), default="emoji", help="for which models")
-    parser.add_argument("count", type=int, help="how many prompts, all different")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed composes the same prompts")
-    parser.add_argument("--without", type=Path, help="a text file of prompts whose pictures are left out")
-    parser.add_argument("--out", type=Path, required=True, help="a .txt, or a .jsonl that holds each prompt's group")
+    parser.add_argument("count", type=whole(1, 2000), help="how many prompts, all different")
+    parser.add_argument("--seed", type=whole(0, INT64_MAX), default=0, help="the same seed composes the same prompts")
+    parser.add_argument("--without", type=local_path, help="a text file of prompts whose pictures are left out")
+    parser.add_argument(
+        "--out", type=local_path, required=True, help="a .txt, or a .jsonl that holds each prompt's group"
+    )
     arguments = parser.parse_args(argv)
     return run_job(lambda: _write(arguments))
 
@@ -31,14 +33,15 @@ def _write(arguments: argparse.Namespace) -> int:
     from skipvar.training.photo_prompts import compose_photos
     from skipvar.training.prompt_sets import compose
 
-    if not 1 <= arguments.count <= 2000:
-        raise ConfigError(f"count {arguments.count}: from 1 to 2000 prompts can be composed.")
     if arguments.out.suffix not in (".txt", ".jsonl"):
         raise ConfigError(f"--out {arguments.out}: give a name that ends with .txt or .jsonl.")
     try:
-        without = arguments.without.read_text().splitlines() if arguments.without else []
-    except OSError as error:
-        raise ConfigError(f"--without {arguments.without} cannot be read ({error.strerror}).") from error
+        if arguments.without and not arguments.without.is_file():
+            raise ConfigError(f"--without {arguments.without} is no file; give a text file with a prompt a line.")
+        without = arguments.without.read_text(encoding="utf-8").splitlines() if arguments.without else []
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"--without {arguments.without} cannot be read ({reason}).") from error
     if arguments.family == "photo":
         if without:
             raise ConfigError("--without: is for emoji prompts.")

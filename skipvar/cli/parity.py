@@ -9,13 +9,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from skipvar.cli.running import Parser, run_job
+from skipvar.cli.running import Parser, local_path, run_job
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.parity") -> int:
     """Parse the arguments, compare and return the exit code."""
     parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="laid out as tests/golden is")
+    parser.add_argument("folder", type=local_path, help="laid out as tests/golden is")
     parser.add_argument("--json", action="store_true", help="print the last line only")
     arguments = parser.parse_args(argv)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded

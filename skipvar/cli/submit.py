@@ -10,6 +10,7 @@ import os
 import shlex
 from collections.abc import Sequence
 
+from skipvar.checks import check_http, is_text, require
 from skipvar.cli.running import Parser, run_job
 from skipvar.distributed.stopping import StopSignal
 
@@ -26,6 +27,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.submit")
 
 
 def _submit(options: argparse.Namespace) -> int:
+    check_http("--address", options.address)
+    for name in ("submission_id", "date"):
+        require(is_text(getattr(options, name)), f"--{name.replace('_', '-')}", getattr(options, name), "a text")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from skipvar.distributed.submission import connect, run_once
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from skipvar.cli.running import Parser, run_job
+from skipvar.checks import MAX_SECONDS
+from skipvar.cli.running import Parser, check_folder, local_path, number, run_job, whole
 from skipvar.model.identity import EMBEDDED_FOLDER
 from skipvar.training.common import Folders
 from skipvar.training.data import fetch_packages
@@ -38,16 +39,20 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.train_em
     """Parse the arguments, run the stage or all of them, and return the exit code."""
     parser = Parser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=[*ALL, "restore", "all"])
-    parser.add_argument("--run", type=Path, default=Path("training_runs/emoji"), help="checkpoints, latents, logs")
-    parser.add_argument("--packages", type=Path, default=Path("training_runs/packages"), help="the npm archives")
-    parser.add_argument("--model", type=Path, default=EMBEDDED_FOLDER, help="the exported folder")
+    parser.add_argument(
+        "--run", type=local_path, default=Path("training_runs/emoji"), help="checkpoints, latents, logs"
+    )
+    parser.add_argument("--packages", type=local_path, default=Path("training_runs/packages"), help="the npm archives")
+    parser.add_argument("--model", type=local_path, default=EMBEDDED_FOLDER, help="the exported folder")
     parser.add_argument("--only", choices=PARTS, help="restore this network only")
-    parser.add_argument("--steps", type=_positive, help="train up to this step (else the recipe's last)")
-    parser.add_argument("--decay-steps", type=_positive, help="the last of them: rate down to zero (else the recipe's)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long, to go on another time")
+    parser.add_argument("--steps", type=whole(1), help="train up to this step (else the recipe's last)")
+    parser.add_argument("--decay-steps", type=whole(1), help="the last of them: rate down to zero (else the recipe's)")
+    parser.add_argument(
+        "--minutes", type=number(0, MAX_SECONDS), default=math.inf, help="stop after this long, to go on another time"
+    )
     parser.add_argument("--eager", action="store_true", help="do not compile the transformer")
     parser.add_argument("--processes", type=int, choices=(1, 2, 4), default=2, help="of one core each, without a GPU")
-    parser.add_argument("--prompts", type=_positive, help="evaluate so many prompts only")
+    parser.add_argument("--prompts", type=whole(1), help="evaluate so many prompts only")
     arguments = parser.parse_args(argv)
     if arguments.command not in TRAINING and (arguments.steps or arguments.decay_steps or arguments.minutes < math.inf):
         parser.error(f"--steps, --decay-steps and --minutes belong to {', '.join(TRAINING)}")
@@ -57,6 +62,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.train_em
 
 def _train(arguments: argparse.Namespace) -> int:
     folders = Folders(packages=arguments.packages, run=arguments.run)
+    check_folder("--run", folders.run)
     folders.run.mkdir(parents=True, exist_ok=True)
     recipe, model, processes = _recipe(arguments), arguments.model, arguments.processes
     stages: dict[str, Callable[[], object]] = {
@@ -73,12 +79,6 @@ def _train(arguments: argparse.Namespace) -> int:
             fetch_packages(folders.packages)
         stages[name]()
     return 0
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:

@@ -102,6 +102,7 @@ class Metrics:
         self._shown = time.monotonic()
         in_hand = list(told)
         num_made = self.num_done + sum(each.num_failures + sum(each.strategies.values()) for each in in_hand)
+        num_made = min(num_made, self._num_requests - self._num_before)  # what replicas told may be published by now
         if self._bar is not None:
             self._bar.n = self._num_before + num_made
             self._bar.set_postfix_str(self.mix(in_hand), refresh=False)

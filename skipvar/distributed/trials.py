@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from skipvar.config import RunConfig
 from skipvar.distributed.environment import resolve_paths
 from skipvar.distributed.generate import generate
-from skipvar.distributed.opening import FINGERPRINT_FIELD, fingerprint_parts, locate
+from skipvar.distributed.opening import FINGERPRINT_FIELD, check_store_answers, fingerprint_parts, locate
 from skipvar.distributed.outcome import EXIT_ALL_ROWS, EXIT_STOPPED, summary
 from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.resolved import Resolved, resolve
@@ -14,7 +14,7 @@ from skipvar.errors import InputError
 from skipvar.quality.calibrate import DELTA, PROMISES, check_number
 from skipvar.quality.trials import TrialTable, read_trials, what_trials_buy
 from skipvar.shards.cache import StoredFiles
-from skipvar.shards.ledger import SUCCESS_FILE, fingerprint
+from skipvar.shards.ledger import SUCCESS_FILE, Ledger, fingerprint
 from skipvar.shards.prompts import plan_input
 from skipvar.shards.storage import open_storage
 from skipvar.skip.policy import TRIALS
@@ -34,6 +34,7 @@ class TrialsRun:
 def make_trials_run(config: RunConfig, show: Callable[[str], None], *, is_for_fitting: bool = False) -> TrialsRun:
     """Make what is left of the trials, as a run like any other. Raises `SkipvarError` for what is found before work."""
     config = replace(config, policy=TRIALS)
+    check_store_answers(config)
     resolved = resolve(config, StoredFiles(config.storage))
     if is_for_fitting:
         plan = plan_input(resolve_paths(locate(config)), resolved.num_scales, resolved.max_image_pixels)
@@ -52,10 +53,12 @@ def make_trials_run(config: RunConfig, show: Callable[[str], None], *, is_for_fi
 def find_trials_run(config: RunConfig) -> TrialsRun:
     """The finished run of a configuration's trials; `InputError` where there is none. Starts nothing."""
     config = resolve_paths(locate(replace(config, policy=TRIALS)))
+    check_store_answers(config)
     resolved = resolve(config, StoredFiles(config.storage))
     plan = plan_input(config, resolved.num_scales, resolved.max_image_pixels)
     output = config.output.path.replace(FINGERPRINT_FIELD, fingerprint(fingerprint_parts(config, resolved, plan)))
-    if not open_storage(output, config.storage).exists(SUCCESS_FILE):
+    storage = open_storage(output, config.storage)
+    if not storage.exists(SUCCESS_FILE) or len(Ledger(storage).done_units()) < plan.num_units:
         raise InputError(f"{output}: no finished trials of this configuration; jobs.calibrate makes them.")
     trials = read_trials(open_storage(output, config.storage))
     return TrialsRun(exit_code=EXIT_ALL_ROWS, output=output, resolved=resolved, trials=trials)

@@ -3,13 +3,21 @@
 from dataclasses import dataclass
 from typing import Any
 
+from skipvar.checks import is_text, is_whole, is_within, shown
 
-def _check_sizes(config: Any, *names: str) -> None:
-    """Raise `ValueError` for a size that is no whole number above 0."""
+MAX_SIZE, MAX_COUNT, MAX_LEVELS = 1 << 20, 1024, 10
+"""More channels or tokens, and more blocks, levels or cells, than any network has: what is larger is damage."""
+
+
+def _check_sizes(config: Any, *names: str, most: int = MAX_SIZE) -> None:
+    """Raise `ValueError` for a size that is no whole number from 1 to `most`."""
     for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} is {value!r}, a whole number above 0 is accepted")
+        if not _is_size(value := getattr(config, name), most):
+            raise ValueError(f"{name} is {shown(value)}, a whole number from 1 to {most} is accepted")
+
+
+def _is_size(value: Any, most: int) -> bool:
+    return is_whole(value) and 1 <= value <= most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +43,12 @@ class TransformerConfig:
     """Rows of the level embedding: at least the number of scales."""
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "depth", "width", "num_heads", "text_width", "text_max_tokens", "latent_channels")
+        _check_sizes(self, "width", "num_heads", "text_width", "text_max_tokens", "latent_channels")
+        _check_sizes(self, "depth", "num_level_embeddings", most=MAX_COUNT)
+        if not is_within(self.mlp_ratio, 0, MAX_COUNT) or not 1 <= self.mlp_width <= MAX_SIZE:
+            raise ValueError(f"mlp_ratio {shown(self.mlp_ratio)} gives no hidden width from 1 to {MAX_SIZE}")
+        if not isinstance(self.spatial_patchify, bool):
+            raise ValueError(f"spatial_patchify is {shown(self.spatial_patchify)}, true or false is accepted")
         if self.width % self.num_heads or self.head_width % 4:
             raise ValueError(f"width {self.width} over {self.num_heads} heads must give a head width divisible by 4")
 
@@ -69,9 +82,13 @@ class VaeConfig:
     """Residual blocks a level of the encoder; the decoder has one more."""
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "latent_channels", "base_width", "num_res_blocks")
-        if not self.width_multipliers:
-            raise ValueError("width_multipliers is empty, one for each level is needed")
+        _check_sizes(self, "latent_channels", "base_width")
+        _check_sizes(self, "num_res_blocks", most=MAX_COUNT)
+        levels = self.width_multipliers
+        if not 1 <= len(levels) <= MAX_LEVELS or not all(_is_size(level, MAX_COUNT) for level in levels):
+            raise ValueError(
+                f"width_multipliers must be whole numbers from 1 to {MAX_COUNT}, up to {MAX_LEVELS} of them"
+            )
 
     @property
     def patch_size(self) -> int:
@@ -92,12 +109,14 @@ class ScheduleConfig:
         if not self.grids:
             raise ValueError("grids has no aspect ratio")
         for ratio, grids in self.grids.items():
-            if not grids or any(min(grid) < 1 for grid in grids):
-                raise ValueError(f"grids of ratio {ratio} need one or more pairs of numbers above 0")
+            if not is_within(float(ratio), 1e-3, 1e3):
+                raise ValueError(f"grids has the ratio {shown(ratio)}, height / width as a number is accepted")
+            if not grids or not all(_is_size(side, MAX_COUNT) for grid in grids for side in grid):
+                raise ValueError(f"grids of ratio {shown(ratio)} need pairs of whole numbers from 1 to {MAX_COUNT}")
         fewest = min(len(grids) for grids in self.grids.values())
         for size, count in self.sizes.items():
-            if not 1 <= count <= fewest:
-                raise ValueError(f"size {size} keeps {count} scales, there are {fewest}")
+            if not _is_size(count, fewest):
+                raise ValueError(f"size {shown(size)} keeps {shown(count)} scales, there are {fewest}")
         if self.default_size not in self.sizes:
             raise ValueError(f"default_size {self.default_size!r} is not one of {', '.join(self.sizes)}")
 
@@ -110,6 +129,10 @@ class ModelConfig:
     transformer: TransformerConfig
     vae: VaeConfig
     schedules: ScheduleConfig
+
+    def __post_init__(self) -> None:
+        if not is_text(self.name):
+            raise ValueError("name must be a text")
 
     def image_size(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Height and width in pixels of an image whose last scale is this token grid."""

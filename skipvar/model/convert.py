@@ -10,6 +10,7 @@ from skipvar.errors import ModelError
 from skipvar.model import checkpoint
 from skipvar.model.config import ModelConfig
 from skipvar.model.identity import sha256_of, write_config
+from skipvar.model.look import look_at_text_encoder
 from skipvar.model.text_encoder import TextEncoder
 from skipvar.model.transformer import Transformer
 from skipvar.model.vae import Decoder
@@ -26,11 +27,9 @@ def convert_checkpoint(
         raise ModelError(f"{out}: is not empty; choose a folder that is new")
     states = {"transformer": convert_transformer(config, transformer, dtype), "vae": convert_vae(config, vae, dtype)}
     device = torch.device("cpu")
+    look_at_text_encoder(text_encoder, config)
     max_tokens = config.transformer.text_max_tokens
     encoder = TextEncoder.load(text_encoder, max_tokens=max_tokens, dtype=dtype, device=device)
-    if encoder.encoder.config.d_model != config.transformer.text_width:
-        width = f"{encoder.encoder.config.d_model} channels, the configuration's text_width is"
-        raise ModelError(f"{text_encoder}: its features have {width} {config.transformer.text_width}")
     out.mkdir(parents=True, exist_ok=True)
     for name, state in states.items():
         save_file(state, out / f"{name}.safetensors")

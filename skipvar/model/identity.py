@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from skipvar.config import ModelSection
 from skipvar.errors import ConfigError, ModelError
 from skipvar.model.config import ModelConfig, ScheduleConfig, TransformerConfig, VaeConfig
-from skipvar.model.look import look_at_converted, look_at_text_encoder, look_at_weights
+from skipvar.model.look import look_at_converted, look_at_text_encoder, look_at_weights, read_object
 from skipvar.model.presets import PRESETS
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "emoji"
@@ -103,14 +103,9 @@ def official_paths(section: ModelSection) -> dict[str, str]:
 
 def read_config(path: Path) -> ModelConfig:
     """The model configuration written by `write_config`."""
-    try:
-        content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
-            raise ValueError(f"format is {content['format']!r}, expected {FORMAT!r}")
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not a model configuration ({error})") from error
+    content = read_object(path, "a model configuration")
+    if content.get("format") != FORMAT:
+        raise ModelError(f"{path}: not a model configuration (its format must be {FORMAT!r})")
     return parse_config(content, str(path))
 
 

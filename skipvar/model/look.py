@@ -89,6 +89,8 @@ def look_at_text_encoder(folder: Path, config: ModelConfig) -> None:
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
     """A JSON file that holds an object; `ModelError` says that it is not `what`."""
+    if path.exists() and not path.is_file():  # a device or a pipe would be read for ever
+        raise ModelError(f"{path}: not {what} (it is no regular file)")
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:

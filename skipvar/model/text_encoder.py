@@ -31,8 +31,9 @@ class TextEncoder:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             encoder: Any = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=dtype)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{folder}: not a loadable T5 encoder ({str(error).splitlines()[0]})") from error
+        except Exception as error:  # whatever transformers makes of files that are not what it expects
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"{folder}: not a loadable T5 encoder ({reason})") from error
         return cls(tokenizer, encoder.to(device), max_tokens=max_tokens)
 
     @classmethod

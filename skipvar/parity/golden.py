@@ -50,7 +50,7 @@ def read_json(path: Path) -> Any:
     """A JSON file's content; raises `InputError`."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a readable JSON file ({error})") from error
 
 

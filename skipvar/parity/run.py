@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skipvar.errors import InputError
+from skipvar.errors import InputError, SkipvarError
 from skipvar.parity.case import Case, Check, judge, merge
 from skipvar.parity.golden import GoldenFolder
 from skipvar.parity.runs import part_checks, unjudged_checks
@@ -66,7 +66,9 @@ def run_parity(folder: Path, on_case: Callable[[Case], None] | None = None) -> R
         for part in golden.parts:
             cases += run(part_checks(golden, part))
             unjudged += run(unjudged_checks(golden, part))
-    except (KeyError, ValueError, TypeError, AttributeError) as error:  # of listing the cases: theirs are verdicts
+    except SkipvarError:
+        raise
+    except Exception as error:  # of listing the cases, whose own are verdicts: what is damaged may raise anything
         raise InputError(f"{folder}: not laid out as golden data ({type(error).__name__}: {error})") from error
     if not cases:
         raise InputError(f"{folder}: a golden folder without a single case")

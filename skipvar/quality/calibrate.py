@@ -9,7 +9,7 @@ from typing import Any
 
 from skipvar.config import RunConfig
 from skipvar.engine.resolved import Resolved, strategy_costs
-from skipvar.errors import ConfigError, InputError
+from skipvar.errors import InputError
 from skipvar.model.schedules import find_schedule
 from skipvar.quality.trials import TrialTable
 from skipvar.skip.calibration import TrialScores, choose_grid, fit_policy, rank_correlations
@@ -26,14 +26,6 @@ DELTA = 0.05
 """The chance that a certificate may be wrong."""
 MIN_TRIALS = 5
 """Of fewer, a fit tells nothing."""
-
-
-def check_folder(policies: Path) -> None:
-    """Refuses a place where no policy file could be written, before any trial is made."""
-    try:
-        policies.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {policies}: no folder for policy files ({error.strerror}); give another.") from error
 
 
 def check_number(num_requests: int) -> None:
@@ -60,6 +52,7 @@ def calibrate(
         "weights_sha256": {name: resolved.weights_sha256[name] for name in ("transformer", "vae")},
     }
     grid_scale, losses = choose_grid(trials, FLOORS)
+    policies.mkdir(parents=True, exist_ok=True)
     for floor in FLOORS:
         name = f"{resolved.model.name}_{floor}"
         policy = fit_policy(trials, floor, grid_scale, name=name, fitted_for=fitted_for)

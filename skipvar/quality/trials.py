@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skipvar.errors import InputError
@@ -38,10 +39,19 @@ class TrialTable:
 
 
 def read_trials(storage: Storage) -> TrialTable:
-    """The trials that are published in a run's output; raises `InputError` where there are none."""
-    rows = sorted(_rows(storage), key=lambda row: (row["position"], row["image_index"]))
-    if not rows:
-        raise InputError(f"{storage.uri}: holds no trials; jobs.calibrate makes them.")
+    """The trials that are published in a run's output; raises `InputError` where there are none, or damaged ones."""
+    try:
+        rows = sorted(_rows(storage), key=lambda row: (row["position"], row["image_index"]))
+        if not rows:
+            raise InputError(f"{storage.uri}: holds no trials; jobs.calibrate makes them.")
+        return _table(rows)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{storage.uri}: its trials cannot be read; `skipvar verify OUTPUT` tells which files are damaged."
+        ) from error
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> TrialTable:
     probe_seconds: dict[int, list[float]] = {}
     scores = []
     for row in rows:
@@ -70,10 +80,11 @@ def _rows(storage: Storage) -> Iterator[dict[str, Any]]:
             continue
         with storage.open(entry.name) as file:
             names = pq.read_schema(file).names
-            if "trial_ssim" not in names:
-                raise InputError(f"{storage.uri}: is no run of trials; jobs.calibrate makes one.")
-            columns = [*_COLUMNS, *([GROUP_COLUMN] if GROUP_COLUMN in names else [])]
-            yield from pq.read_table(file, columns=columns).to_pylist()
+            columns = [name for name in (*_COLUMNS, GROUP_COLUMN) if name in names]
+            table = pq.read_table(file, columns=columns)
+        if "trial_ssim" not in names or table["trial_ssim"].null_count:
+            raise InputError(f"{storage.uri}: is no run of trials; jobs.calibrate makes one.")
+        yield from table.to_pylist()
 
 
 def what_trials_buy(num_prompts: int, alpha: float, delta: float) -> str:

@@ -27,7 +27,7 @@ from skipvar.report.points import POINT_COLUMNS, Point, read_points
 from skipvar.shards.ledger import RUN_FILE, Ledger
 from skipvar.shards.pairs import AuditPair, pairs_name, read_pairs, small, worst
 from skipvar.shards.storage import Storage
-from skipvar.shards.unitfile import DATA, ERRORS, UnitFooter, parse_data_name, parse_error_name
+from skipvar.shards.unitfile import DATA, ERRORS, UnitFooter, parse_data_name, parse_error_name, readable
 
 MAX_PICTURES = 96
 MAX_PAIRS_SHOWN = 24
@@ -183,14 +183,13 @@ def gather(storage: Storage, ending: Mapping[str, Any] | None = None) -> RunFact
 
 
 def _read_unit(storage: Storage, name: str, num_points: int) -> UnitFacts:
-    try:
-        with storage.open(name) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
-            table = parquet.read(columns=_COLUMNS, use_threads=False)
-            footer = UnitFooter.from_metadata(parquet.metadata.metadata or {})
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise StorageError(
-            f"{storage.uri}/{name} is not a readable unit of a dataset; `python -m jobs.verify OUTPUT` says more."
-        ) from error
+    with (
+        readable(f"{storage.uri}/{name}"),
+        storage.open(name) as file,
+        pq.ParquetFile(file, pre_buffer=False) as parquet,
+    ):
+        table = parquet.read(columns=_COLUMNS, use_threads=False)
+        footer = UnitFooter.from_metadata(parquet.metadata.metadata or {})
     groups = table.group_by("strategy", use_threads=False).aggregate([("cost_share", "count"), ("cost_share", "sum")])
     by_strategy = groups.to_pylist()
     return UnitFacts(
@@ -238,6 +237,7 @@ def _first_pictures(storage: Storage, name: str, count: int) -> list[Thumbnail]:
     """The first pictures of a unit: the file's column of images is streamed, and left where they end."""
     columns = ["image", "prompt", "strategy"]
     with (
+        readable(f"{storage.uri}/{name}"),
         storage.open(name) as file,
         pq.ParquetFile(file, pre_buffer=False, buffer_size=_STREAM_BYTES) as parquet,
     ):
@@ -257,7 +257,8 @@ def _pairs(storage: Storage, names: Sequence[str]) -> list[PairShown]:
     found: list[AuditPair] = []
     for name in names:
         try:
-            found += read_pairs(storage, pairs_name(name))
+            with readable(f"{storage.uri}/{pairs_name(name)}"):
+                found += read_pairs(storage, pairs_name(name))
         except NotFoundError:  # made before there were pairs, or all that was audited is the same as under `base`
             continue
     return [_pair_shown(pair) for pair in worst(found, MAX_PAIRS_SHOWN)]
@@ -285,7 +286,7 @@ def _add_errors(facts: RunFacts, storage: Storage, ledger: Ledger) -> None:
         parsed = parse_error_name(entry.name)
         if parsed is None or not left.get(parsed[0]):
             continue
-        with storage.open(entry.name) as file:
+        with readable(f"{storage.uri}/{entry.name}"), storage.open(entry.name) as file:
             columns = ["position", "image_index", "error_class", "message"]
             rows = pq.read_table(file, columns=columns, use_threads=False, pre_buffer=False).to_pylist()
         for row in rows:

@@ -1,5 +1,6 @@
 """A unit's files: their names, their bytes, and what their footers say."""
 
+import contextlib
 import datetime
 import decimal
 import hashlib
@@ -166,14 +167,21 @@ def drain(rows: deque[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield rows.popleft()
 
 
-def read_unit_footer(file: BinaryIO, name: str) -> UnitFooter:
-    """The footer of a data file; StorageError where it is not one."""
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Whatever a damaged file of a unit raises where it is read becomes a `StorageError` that names it."""
     try:
-        return UnitFooter.from_metadata(pq.read_metadata(file).metadata or {})
-    except (pa.ArrowException, KeyError, ValueError, EOFError) as error:
+        yield
+    except (pa.ArrowException, OSError, EOFError, SyntaxError, KeyError, ValueError, TypeError) as error:
         raise StorageError(
             f"{name} is not a readable unit of a dataset; `python -m jobs.verify OUTPUT --repair` says what to do."
         ) from error
+
+
+def read_unit_footer(file: BinaryIO, name: str) -> UnitFooter:
+    """The footer of a data file; StorageError where it is not one."""
+    with readable(name):
+        return UnitFooter.from_metadata(pq.read_metadata(file).metadata or {})
 
 
 def read_columns(storage: Storage, name: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from skipvar.errors import InputError
 from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
-from skipvar.training.data import LAYOUT_SIDES, Combination, captions
+from skipvar.training.data import LAYOUT_SIDES, Combination, all_combinations, captions
 from skipvar.training.objects import OBJECTS
 
 _LAYOUT_NAMES = {1: "one", 4: "four", 9: "nine"}
@@ -43,6 +44,10 @@ def compose(detail: str, count: int, seed: int, without: Sequence[str] = ()) -> 
     No combination of object, background and layout comes twice, and none whose captions hold one of `without`.
     """
     taken = frozenset(without)
+    if without:
+        left = sum(_is_drawn(one, DETAILS[detail]) and taken.isdisjoint(captions(one)) for one in all_combinations())
+        if left < count:
+            raise InputError(f"{count} prompts are asked for, but {left} are left beside those to do without.")
     result: list[ComposedPrompt] = []
     seen: set[Combination] = set()
     for combination, share in _draw(DETAILS[detail], seed):
@@ -56,6 +61,12 @@ def compose(detail: str, count: int, seed: int, without: Sequence[str] = ()) -> 
         if len(result) == count:
             break
     return result
+
+
+def _is_drawn(combination: Combination, detail: Detail) -> bool:
+    """Whether the set may have such a picture."""
+    pattern = PATTERNS.index(BACKGROUNDS[combination.background_index].pattern)
+    return detail.patterns[pattern] > 0 and detail.layouts[combination.layout_index] > 0
 
 
 def _draw(detail: Detail, seed: int) -> Iterator[tuple[Combination, float]]:

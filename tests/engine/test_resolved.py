@@ -122,13 +122,20 @@ def test_costs_of_the_strategies() -> None:
     ("section", "key", "value", "told"),
     [
         ("transformer", "num_heads", 0, "num_heads is 0"),
-        ("transformer", "depth", "many", "depth is 'many'"),
+        ("transformer", "depth", "many", "depth is many"),
         ("schedules", "grids", {}, "no aspect ratio"),
-        ("schedules", "grids", {"1.0": []}, "one or more pairs"),
+        ("schedules", "grids", {"1.0": []}, "need pairs of whole numbers"),
         ("schedules", "grids", [], "not a model configuration"),
         ("schedules", "sizes", {"128": 99}, "keeps 99 scales"),
+        ("schedules", "grids", {"x": [[1, 1]]}, "not a model configuration"),
+        ("schedules", "grids", {"1.0": [[1, 1.5]]}, "need pairs of whole numbers"),
+        ("transformer", "mlp_ratio", float("nan"), "mlp_ratio nan"),
+        ("transformer", "depth", 10**9, "from 1 to 1024"),
+        ("transformer", "spatial_patchify", "yes", "true or false"),
+        ("vae", "base_width", 10**30, "from 1 to 1048576"),
+        ("vae", "width_multipliers", ["x"], "width_multipliers must be"),
         ("schedules", "default_size", "9M", "default_size '9M'"),
-        ("vae", "width_multipliers", [], "width_multipliers is empty"),
+        ("vae", "width_multipliers", [], "width_multipliers must be"),
     ],
 )
 def test_an_impossible_model_configuration_is_refused_before_any_work(

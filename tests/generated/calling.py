@@ -21,6 +21,10 @@ from skipvar.types import Request
 HANG_SECONDS = 60
 
 
+class Hung(BaseException):
+    """No `Exception`: a command must not take it for one of its own troubles (`TimeoutError` is an `OSError`)."""
+
+
 @dataclass(frozen=True)
 class Said:
     """How a command ended."""
@@ -50,7 +54,7 @@ def call(main: Callable[[list[str]], int], *arguments: str) -> Said:
 
 
 def _hung(number: int, frame: Any) -> None:
-    raise TimeoutError(f"a command was still at work after {HANG_SECONDS} seconds")
+    raise Hung(f"a command was still at work after {HANG_SECONDS} seconds")
 
 
 class _Driver:

@@ -3,6 +3,7 @@
 `make test` tries a few cases that are always the same, `make test-faults` thousands that are not.
 """
 
+import io
 import os
 import shutil
 import tempfile
@@ -153,8 +154,8 @@ def datasets(folder: Path) -> Callable[[int, str, Any, Any], None]:
             path.write_bytes(damage(data))
         told = call(verify.main, str(hurt), "--full")
         check(told, {0, 1, 4})
-        if path.parent.name == "data" and (not path.is_file() or path.read_bytes() != data):
-            assert told.code != 0, told
+        if path.parent.name == "data" and not (path.is_file() and path.read_bytes() == data):
+            assert told.code != 0 or pq.read_table(path).equals(pq.read_table(io.BytesIO(data))), told
         exported = call(export.main, str(hurt), "--to", "webdataset", str(folder / "exported"))
         check(exported, {0, 2, 4})
         if exported.code == 0 and path.name != "_run.json":

@@ -82,7 +82,7 @@ def test_what_cannot_be_calibrated_is_told_before_any_trial(tmp_path: Path, caps
     output = f"output.path={tmp_path}/trials"
     cases = {
         "1 images; at least 5 are needed": [f"input.path={tmp_path}/prompts.txt", "--out", str(tmp_path / "policies")],
-        f"--out {tmp_path}/file: no folder for policy files": ["--out", str(tmp_path / "file")],
+        f"--out {tmp_path}/file: no folder to write into": ["--out", str(tmp_path / "file")],
     }
     for message, arguments in cases.items():
         assert main(["conf/calibrate.yaml", "model.path=random:0", output, *arguments]) == 2

@@ -10,7 +10,7 @@ import pytest
 from skipvar.config import ModelSection
 from skipvar.errors import ModelError
 from skipvar.model.identity import EMBEDDED_FOLDER, identify
-from skipvar.model.look import look_at_weights
+from skipvar.model.look import look_at_weights, read_object
 
 Damage = Callable[[Path], object]
 
@@ -105,3 +105,8 @@ def test_official_files_are_looked_at(tmp_path: Path) -> None:
     vae.write_bytes(b"")
     with pytest.raises(ModelError, match=r"vae\.pth: the file is empty"):
         identify(section)
+
+
+def test_a_device_is_not_read() -> None:
+    with pytest.raises(ModelError, match="no regular file"):
+        read_object(Path("/dev/zero"), "a model configuration")

@@ -1,5 +1,6 @@
 """Text features: one prompt at a time, no padding, cut where upstream cuts."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,14 @@ def test_folders_that_hold_none(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(ModelError, match="not a loadable T5 encoder") as caught:
         TextEncoder.load(tmp_path, max_tokens=12, dtype=torch.float32, device=CPU)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", "[" * 5000, '{"model_type": "t5", "d_ff": "x"}', '{"d_model": -1}'])
+def test_whatever_the_configuration_holds_it_is_one_sentence(tmp_path: Path, folder: Path, content: str) -> None:
+    shutil.copytree(folder, tmp_path / "t5")
+    (tmp_path / "t5" / "config.json").write_text(content)
+    with pytest.raises(ModelError, match="not a loadable T5 encoder"):
+        TextEncoder.load(tmp_path / "t5", max_tokens=12, dtype=torch.float32, device=CPU)
 
 
 def test_random_encoders_are_seeded() -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from generated.calling import call
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from skipvar.cli.parity import main
 from skipvar.errors import InputError
 from skipvar.model.allocator import keep_freed_memory
 from skipvar.parity.case import Case
@@ -220,6 +222,28 @@ def test_the_command(copy: Path) -> None:
     done = command(copy)
     assert done.returncode == 1 and "FAILED  patchify/runs/a_p0" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1])["failed"] == ["patchify/runs/a_p0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("schedules.json", "[" * 100_000),
+        ("rope.json", "[[1]]"),
+        ("decision_models.json", '{"models": {"ssim_84": [], "cases": 3}}'),
+        ("schedules.json", '{"1.0": [[1, 1]], "x": 5}'),
+        ("main/runs/a.json", '{"spec": []}'),
+        ("main/runs/a.json", "[" * 100_000),
+        ("main/probes.json", "[1]"),
+    ],
+)
+def test_damaged_golden_data_is_a_sentence_or_a_verdict(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "main" / "runs").mkdir(parents=True)
+    (tmp_path / "main" / "config.json").write_text("{}")
+    (tmp_path / "rope.json").write_text("{}")
+    (tmp_path / name).write_text(text)
+    said = call(main, str(tmp_path), "--json")
+    assert said.code in (1, 2) and "Traceback" not in said.err
+    assert said.code == 1 or (said.err.startswith("error: ") and said.err.count("\n") == 1), said
 
 
 @pytest.mark.parametrize("content", [None, {}, {"main/notes.txt": "x"}, {"main/config.json": "{}"}])

@@ -12,6 +12,7 @@ import pytest
 
 from shards.making import make_config, make_dataset, read_all, write
 from skipvar.errors import InputError, SkipvarError, StorageError
+from skipvar.report.page import write_report
 from skipvar.report.sheet import _wrap
 from skipvar.shards.export import export
 from skipvar.shards.verify import verify
@@ -151,3 +152,18 @@ def test_damaged_datasets_are_told(tmp_path: Path) -> None:
     for use in (lambda: export(job.storage, "webdataset", tmp_path / "exported"), lambda: verify(job.storage)):
         with pytest.raises(StorageError, match="is a file where a folder is due"):
             use()
+
+
+@pytest.mark.parametrize("folder", ["data", "errors"])
+def test_a_report_of_damaged_files_is_a_sentence(tmp_path: Path, folder: str) -> None:
+    """Arrow raises `OSError` for some damage of a footer, `ArrowException` for other."""
+    job = make_dataset(tmp_path, ["p0", "bad", "p2"])
+    [path] = (tmp_path / "out" / folder).glob("*.parquet")
+    good, rng = path.read_bytes(), random.Random(3)
+    for _ in range(60):
+        at = rng.randrange(len(good))
+        path.write_bytes(good[:at] + bytes(byte ^ 255 for byte in good[at : at + 20]) + good[at + 20 :])
+        try:
+            write_report(job.storage)
+        except StorageError as error:
+            assert path.name in str(error)

@@ -39,7 +39,7 @@ def test_the_shipped_sets_are_what_their_commands_make(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["mixed", "0", "--out", "p.txt"], ["mixed", "9", "--out", "p.csv"], ["mixed", "9", "--out", "no/p.txt"]],
+    [["mixed", "9", "--out", "p.csv"], ["mixed", "9", "--out", "no/p.txt"]],
 )
 def test_mistakes_are_one_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
