@@ -100,7 +100,7 @@ class Image:
     strategy: str
     """Name of the strategy that it was made under."""
     probe: Probe | None
-    """None where none was decoded: a fixed policy, one that looks at latents, or a schedule without a decision scale."""
+    """None where none was decoded: a fixed policy, one that looks at latents, a schedule without a decision."""
     strategy_scores: Mapping[str, float] | None
     """The policy's score of each strategy (a probability for logistic policies); None where it has none."""
     scales_run: int
