@@ -50,6 +50,8 @@ def to_yaml(config: RunConfig) -> str:
 
 def _read_yaml(path: Path) -> Any:
     try:
+        if path.is_char_device() or path.is_block_device():  # some have no end; a pipe is what `<(...)` gives
+            raise ConfigError(f"Configuration file {path} is a device; give a YAML file such as conf/emoji.yaml.")
         return OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         raise ConfigError(

@@ -212,6 +212,7 @@ def test_bad_file(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_file_that_is_missing_or_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, [str(tmp_path / "none.yaml")], "does not exist")
+    refused(capsys, ["/dev/zero"], "is a device")
     refused(capsys, [str(tmp_path)], "cannot be read")
 
 
