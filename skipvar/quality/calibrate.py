@@ -11,9 +11,10 @@ from skipvar.config import RunConfig
 from skipvar.engine.resolved import Resolved, strategy_costs
 from skipvar.errors import InputError
 from skipvar.model.schedules import find_schedule
+from skipvar.quality.evaluate import cheapest
 from skipvar.quality.trials import TrialTable
 from skipvar.skip.calibration import TrialScores, choose_grid, fit_policy, rank_correlations
-from skipvar.skip.certify import certify, policy_content, split_by_prompt
+from skipvar.skip.certify import Certified, certify, policy_content, split_by_prompt
 from skipvar.skip.features import DecodedProbe, LatentProbe
 from skipvar.skip.fitting import fit_forecasts, foretold_ranks, log_loss, rules_of
 from skipvar.skip.strategy import STRATEGY_NAMES
@@ -122,8 +123,18 @@ def _write_certified(
             show(f"{path}: not written: {least} prove nothing for a floor of {floor} and a share of {alpha}")
             continue
         content = policy_content(parts, found, costs, name=path.stem, fitted_for=tested_with)
+        content["certificate"]["saved_at_equal_misses"] = _saved(found, parts.test, costs)
         path.write_text(_text(content))
         show(f"{path}: {content['promise']}; token-forwards {content['certificate']['token_forwards_share']:.1%}")
+
+
+def _saved(found: Certified, tested: Sequence[TrialScores], costs: Mapping[str, float]) -> float:
+    """By what share token-forwards are fewer, in the test part, than under the cheapest mixture of fixed strategies that
+    misses as rarely."""
+    floor = found.certificate.ssim_floor
+    fixed = [(cost, sum(trial.ssim[name] < floor for trial in tested) / len(tested)) for name, cost in costs.items()]
+    mine = sum(costs[found.choose(trial)] for trial in tested) / len(tested)
+    return round(1 - mine / cheapest(fixed, found.certificate.misses / len(tested)), 4)
 
 
 def _per_scale(value: Any, num_scales: int) -> list[float]:
