@@ -129,7 +129,7 @@ def _write_certified(
 
 
 def _saved(found: Certified, tested: Sequence[TrialScores], costs: Mapping[str, float]) -> float:
-    """By what share token-forwards are fewer, in the test part, than under the cheapest mixture of fixed strategies that
+    """By what share token-forwards of the test part are fewer than under the cheapest mixture of fixed strategies that
     misses as rarely."""
     floor = found.certificate.ssim_floor
     fixed = [(cost, sum(trial.ssim[name] < floor for trial in tested) / len(tested)) for name, cost in costs.items()]
