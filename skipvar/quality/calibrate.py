@@ -114,9 +114,9 @@ def _write_certified(
         "prompts": str(config.input.path),
     }
     costs = strategy_costs(resolved, sampling.aspect_ratio)
+    parts = split_by_prompt(trials, sampling.seed)
     for floor, alpha in PROMISES:
         path = policies / f"{resolved.model.name}_certified_{floor}.json"
-        parts = split_by_prompt(trials, sampling.seed)
         found = certify(parts, floor, alpha, DELTA, costs)
         if found is None:
             least = f"{len(parts.test)} prompts in the test part"

@@ -26,7 +26,7 @@ import numpy as np
 from skipvar.skip.calibration import TrialScores, numbers
 from skipvar.skip.chances import ChanceTable, cheapest_above, table_to_json
 from skipvar.skip.features import ProbeRule
-from skipvar.skip.fitting import choose_probe, rules_of
+from skipvar.skip.fitting import choose_probe
 from skipvar.skip.policy import probe_to_json
 
 SHARES = (0.3, 0.15, 0.55)
@@ -126,7 +126,7 @@ def certify(parts: Parts, floor: float, alpha: float, delta: float, costs: Mappi
     `costs`: token-forwards of an image by strategy, `base` among them; only strategies named there are chosen from.
     """
     strategies = sorted(costs.keys() - {"base"}, key=lambda name: (costs[name], name))
-    fit, losses = choose_probe(parts.fit, floor, strategies, rules_of(parts.fit))
+    fit, losses = choose_probe(parts.fit, floor, strategies)
     first = ChanceTable(floor, fit.scaling, fit.forecasts, threshold=1.0)
     tested = [first.chances(numbers(trial, fit.rule)) for trial in parts.test]
     found: Certified | None = None

@@ -107,9 +107,9 @@ def rules_of(trials: Sequence[TrialScores]) -> list[ProbeRule]:
 
 
 def choose_probe(
-    trials: Sequence[TrialScores], floor: float, strategies: Sequence[str], rules: Sequence[ProbeRule]
+    trials: Sequence[TrialScores], floor: float, strategies: Sequence[str]
 ) -> tuple[Fit, dict[str, float]]:
     """The fit of the probe that foretells best, and the held-out log-loss of each by its name."""
-    fits = [fit_forecasts(trials, strategies, rule) for rule in rules]
+    fits = [fit_forecasts(trials, strategies, rule) for rule in rules_of(trials)]
     losses = [log_loss(fit, trials, floor) for fit in fits]
     return fits[int(np.argmin(losses))], {str(fit.rule): loss for fit, loss in zip(fits, losses, strict=True)}

@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 SHEET_IMAGES = 24
 SKIPPING_PROMPTS = 12
-POLICY_SIDE = 2
-"""Of the latents that the shipped certified policies look at."""
+FORETOLD_SIDE = 2
+"""Cells a side of the latents that `spearman_latents` is foretold from: more of them need more trials than these."""
 EVALUATED = ("base", "skip_1", "skip_2", "skip_3")
 
 
@@ -136,7 +136,7 @@ def _measure_skipping(
     pattern) and its rank correlation with the probe.
 
     `spearman_sobel` and `spearman_fft` are those with skip_3, on the grid of the shipped policies; `spearman_latents`
-    with what the shipped certified policies' probe foretells of each, on held-out prompts.
+    with what latents of `FORETOLD_SIDE` cells a side foretell of each strategy, on held-out prompts.
     """
     skipping = np.stack([by_strategy[name] for name in EVALUATED[1:]])
     combinations = [prompt.combination for prompt in prompts]
@@ -162,7 +162,7 @@ def _measure_skipping(
         )
         for i, trial in enumerate(trials)
     ]
-    foretold = foretold_ranks(fit_forecasts(known, EVALUATED[1:], LatentProbe(POLICY_SIDE)), known)
+    foretold = foretold_ranks(fit_forecasts(known, EVALUATED[1:], LatentProbe(FORETOLD_SIDE)), known)
     result["spearman_latents"] = list(foretold.values())
     by_scale = {scale: rank_correlations(known, scale) for scale in settings.probe_scales}
     for scale, correlations in by_scale.items():

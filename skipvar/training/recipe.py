@@ -73,6 +73,19 @@ class StepKind:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What is trained, and shown how often, from a step on."""
+
+    first_step: int
+    kinds: tuple[str, ...]
+    """Of consecutive steps, over and over."""
+    pattern_shares: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    """Relative frequency of each of `backgrounds.PATTERNS`."""
+    layout_shares: tuple[float, ...] = (1.0, 1.0, 1.0)
+    """Relative frequency of each layout."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformerRecipe:
     """How the transformer and its text encoder are trained."""
 
@@ -81,16 +94,17 @@ class TransformerRecipe:
     coarse: StepKind = StepKind(num_scales=5, batch_size=128)
     early: StepKind = StepKind(num_scales=7, batch_size=48)
     full: StepKind = StepKind(num_scales=NUM_SCALES, batch_size=12)
-    kinds: tuple[tuple[int, tuple[str, ...]], ...] = (
-        (0, ("coarse", "early", "full", "full")),
-        (4300, ("full", "full", "full", "full", "full", "early")),
+    lessons: tuple[Lesson, ...] = (
+        Lesson(first_step=0, kinds=("coarse", "early", "full", "full")),
+        # Confetti follows no rule: it is learned last, by the late scales, and hardest between many small objects.
+        Lesson(
+            first_step=4300,
+            kinds=("full", "full", "full", "full", "full", "early"),
+            pattern_shares=(0.6, 0.6, 0.6, 0.7, 7.5),
+            layout_shares=(0.6, 1.0, 1.4),
+        ),
     )
-    """From which step on, the kinds of consecutive steps, over and over. Late scales count as well: skipping takes
-    them away, and they are all that confetti is drawn by."""
-    pattern_shares: tuple[float, ...] = (0.6, 0.6, 0.6, 0.7, 7.5)
-    """Relative frequency of each of `backgrounds.PATTERNS`. Confetti follows no rule and takes longest to learn."""
-    layout_shares: tuple[float, ...] = (0.6, 1.0, 1.4)
-    """Relative frequency of each layout: confetti between many small objects is hard."""
+    """In the order of their first steps. Late scales count as well: skipping takes them away."""
     embedding_rate: float = 1e-2
     """AdamW's rate of the word embeddings: each word is seen rarely, and its vector starts at length 16."""
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2.5e-3, adam_rate=2e-3, weight_decay=1e-2)
@@ -99,10 +113,14 @@ class TransformerRecipe:
     """Bits of the input are flipped with a chance drawn from U(0, this) for each image."""
     text_dropout: float = 0.1
 
+    def lesson(self, step: int) -> Lesson:
+        """The one that a step belongs to."""
+        return next(lesson for lesson in reversed(self.lessons) if step >= lesson.first_step)
+
     def kind(self, step: int) -> str:
         """Name of the kind of a step."""
-        turn = next(kinds for first, kinds in reversed(self.kinds) if step >= first)
-        return turn[step % len(turn)]
+        kinds = self.lesson(step).kinds
+        return kinds[step % len(kinds)]
 
 
 @dataclass(frozen=True, kw_only=True)

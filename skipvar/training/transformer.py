@@ -27,7 +27,7 @@ from skipvar.training.data import captions, split_combinations
 from skipvar.training.latents import latents_path, load_latents
 from skipvar.training.muon import Optimizer
 from skipvar.training.parallel import Peers, run_peers
-from skipvar.training.recipe import GRIDS, MODEL, SCHEDULE, Recipe, StepKind
+from skipvar.training.recipe import GRIDS, MODEL, SCHEDULE, Lesson, Recipe, StepKind
 from skipvar.training.text import CaptionTokens, build_text_encoder, build_tokenizer, encode_captions
 from skipvar.training.vae import encoder_sha256, load_autoencoder
 
@@ -79,16 +79,19 @@ class BatchSource:
         self._latents = stored["latents"].to(device)
         self.encoder_sha256: str = stored["encoder_sha256"]
         self._training, _ = split_combinations(recipe)
-        by_pattern = dict(zip(PATTERNS, recipe.transformer.pattern_shares, strict=True))
-        by_layout = recipe.transformer.layout_shares
-        chances = [
-            by_pattern[BACKGROUNDS[c.background_index].pattern] * by_layout[c.layout_index] for c in self._training
-        ]
-        self._chances = torch.tensor(chances, device=device)
+        self._chances = {lesson: self._chances_in(lesson) for lesson in recipe.transformer.lessons}
         self._tokens = tokens
 
-    def draw(self, num_scales: int, size: int, generator: torch.Generator) -> TrainingBatch:
-        chosen = torch.multinomial(self._chances, size, replacement=True, generator=generator)
+    def _chances_in(self, lesson: Lesson) -> Tensor:
+        """Relative frequency of each training combination."""
+        by_pattern = dict(zip(PATTERNS, lesson.pattern_shares, strict=True))
+        patterns = [BACKGROUNDS[combination.background_index].pattern for combination in self._training]
+        by_layout = [lesson.layout_shares[combination.layout_index] for combination in self._training]
+        shares = [by_pattern[pattern] * share for pattern, share in zip(patterns, by_layout, strict=True)]
+        return torch.tensor(shares, device=self._device)
+
+    def draw(self, lesson: Lesson, num_scales: int, size: int, generator: torch.Generator) -> TrainingBatch:
+        chosen = torch.multinomial(self._chances[lesson], size, replacement=True, generator=generator)
         choices = torch.rand(size, generator=generator, device=self._device).tolist()
         texts = [_pick(captions(self._training[i]), u) for i, u in zip(chosen.tolist(), choices, strict=True)]
         ids, lengths = self._tokens.batch(texts)
@@ -217,7 +220,7 @@ class TransformerTrainer:
         self.source = BatchSource(recipe, folders, self.tokens, peers.device)
         self.objective = Objective(self.model, self.tokens.max_length, is_compiled)
         self.step = self.first_cold_step = 0
-        self.num_samples = {name: 0 for _, kinds in recipe.transformer.kinds for name in kinds}
+        self.num_samples = {name: 0 for lesson in recipe.transformer.lessons for name in lesson.kinds}
         self._losses: dict[str, list[Tensor]] = defaultdict(list)
         self._seconds: dict[str, list[float]] = defaultdict(list)
 
@@ -228,7 +231,8 @@ class TransformerTrainer:
         kind: StepKind = getattr(self.recipe.transformer, name)
         generator = self.peers.generator(self.recipe.seed, self.step)
         with self.peers.autocast():
-            batch = self.source.draw(kind.num_scales, kind.batch_size // self.peers.count, generator)
+            lesson, size = self.recipe.transformer.lesson(self.step), kind.batch_size // self.peers.count
+            batch = self.source.draw(lesson, kind.num_scales, size, generator)
             loss, scale_losses = self.objective(batch)
         loss.backward()
         seconds_left = self.peers.average(list(self.model.parameters()), seconds_left)

@@ -33,6 +33,7 @@ from skipvar.training.recipe import (
     MODEL,
     NUM_SCALES,
     EvaluationRecipe,
+    Lesson,
     RateSchedule,
     Recipe,
     StepKind,
@@ -50,7 +51,7 @@ RECIPE = Recipe(
     transformer=TransformerRecipe(
         early=StepKind(num_scales=3, batch_size=2),
         full=StepKind(num_scales=NUM_SCALES, batch_size=1),
-        kinds=((0, ("early", "full")),),
+        lessons=(Lesson(first_step=0, kinds=("early", "full")),),
     ),
 )
 
@@ -92,7 +93,7 @@ def test_batches_hold_what_generation_will_see(folders: Folders) -> None:
         held_out_combinations=RECIPE.held_out_combinations, transformer=TransformerRecipe(max_flip_probability=0.0)
     )
     trainer = transformer_training.TransformerTrainer(recipe, folders, is_compiled=False, peers=Peers())
-    batch = trainer.source.draw(NUM_SCALES, 2, torch.Generator().manual_seed(0))
+    batch = trainer.source.draw(recipe.transformer.lesson(0), NUM_SCALES, 2, torch.Generator().manual_seed(0))
     latents = load_latents(folders)["latents"].float()
 
     def agrees(latent: Tensor, row: int) -> bool:
@@ -110,15 +111,16 @@ def test_batches_hold_what_generation_will_see(folders: Folders) -> None:
 def test_batches_follow_the_recipe_s_shares(folders: Folders) -> None:
     training, _ = split_combinations(RECIPE)
     pattern, layout = BACKGROUNDS[training[0].background_index].pattern, training[0].layout_index
-    shares = replace(
-        RECIPE.transformer,
+    lesson = Lesson(
+        first_step=0,
+        kinds=("full",),
         pattern_shares=tuple(float(name == pattern) for name in PATTERNS),
         layout_shares=tuple(float(place == layout) for place in range(3)),
     )
     tokenizer = build_tokenizer()
-    recipe = replace(RECIPE, transformer=shares)
+    recipe = replace(RECIPE, transformer=replace(RECIPE.transformer, lessons=(lesson,)))
     source = transformer_training.BatchSource(recipe, folders, CaptionTokens(tokenizer), torch.device("cpu"))
-    batch = source.draw(1, 32, torch.Generator().manual_seed(0))
+    batch = source.draw(lesson, 1, 32, torch.Generator().manual_seed(0))
     asked = [c for c in training if (BACKGROUNDS[c.background_index].pattern, c.layout_index) == (pattern, layout)]
     known = {tuple(tokenizer(text)["input_ids"]) for combination in asked for text in captions(combination)}
     drawn = {tuple(row[:length].tolist()) for row, length in zip(batch.ids, batch.lengths, strict=True)}
@@ -400,7 +402,8 @@ def test_trains_on_a_gpu(packages: Path, tmp_path: Path) -> None:
 
 
 def test_kinds_of_steps_follow_the_pattern_in_force() -> None:
-    recipe = TransformerRecipe(kinds=((0, ("coarse", "full")), (4, ("full", "early", "full"))))
+    lessons = Lesson(first_step=0, kinds=("coarse", "full")), Lesson(first_step=4, kinds=("full", "early", "full"))
+    recipe = TransformerRecipe(lessons=lessons)
     assert [recipe.kind(step) for step in range(8)] == ["coarse", "full"] * 2 + ["early", "full", "full", "early"]
 
 
