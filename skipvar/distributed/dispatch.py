@@ -1,5 +1,6 @@
 """Which unit goes to which replica, and which again: the one place that knows what is in flight. No Ray in here."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -9,6 +10,13 @@ from skipvar.distributed.messages import Assignment
 from skipvar.errors import StoppedError
 from skipvar.types import Unit
 
+NUM_RECENT = 256
+"""Ends of assignments by which the machine is judged."""
+COINCIDENCE = 1e-4
+"""Deaths in a row are no unit's fault while the machine alone would bring them with more than this probability."""
+MAX_CONVINCING_DEATHS = 8
+"""So many in a row are enough however unsound the machine is."""
+
 
 class UnitKeepsDyingError(StoppedError):
     """A unit kills replicas, but none of its requests does so alone. Stops the run (exit 4): the machine is suspect."""
@@ -17,8 +25,9 @@ class UnitKeepsDyingError(StoppedError):
 class Dispatcher:
     """Hands out units; takes back those of dead replicas; isolates a unit that was lost `max_attempts` times.
 
-    A suspected unit runs alone. If the replica dies again, halves of its requests are tried (and thrown away) until the
-    one at fault stands alone; then the unit is made for real without it. So a unit is published once, come what may.
+    A suspected unit runs alone. If the replica dies again, parts of it are tried (and thrown away) until the request at
+    fault stands alone; then the unit is made for real without it. So a unit is published once, come what may.
+    Where replicas die with any unit (a node that fails, a killer outside), more deaths are needed to blame one.
     """
 
     def __init__(self, units: Iterator[Unit], *, max_attempts: int, images_per_prompt: int) -> None:
@@ -31,6 +40,8 @@ class Dispatcher:
         self._ahead: Unit | None = next(units, None)
         self._in_flight: dict[str, dict[int, Assignment]] = {}
         """By replica, by unit."""
+        self._recent: deque[frozenset[int]] = deque(maxlen=NUM_RECENT)
+        """How the last assignments ended: the units that their replica died with; none where it survived."""
         self.is_base = False
         """What is handed out from now on is made under `base`."""
 
@@ -77,6 +88,7 @@ class Dispatcher:
         assignment = self._in_flight[replica].pop(unit)
         if not self._in_flight[replica]:
             del self._in_flight[replica]
+        self._recent.append(frozenset())
         suspect = self._in_isolation.pop(unit, None)
         if suspect is not None and assignment.is_isolation:
             suspect.survived()
@@ -86,16 +98,21 @@ class Dispatcher:
                     "so alone; look at the replicas' memory and logs, then run the same command again."
                 )
             self._suspects.append(suspect)
+        elif suspect is not None and suspect.poisoned:
+            self._explain_deaths_of(unit)
         return assignment
 
     def lost(self, replica: str, *, is_preempted: bool) -> None:
         """A replica is gone, with all it had; a preempted one does not count against its units."""
-        for assignment in self._in_flight.pop(replica, {}).values():
+        held = self._in_flight.pop(replica, {})
+        if not is_preempted:
+            self._recent.extend([frozenset(held)] * len(held))
+        for assignment in held.values():
             suspect = self._in_isolation.pop(assignment.unit.index, None)
             if suspect is not None:
-                if not is_preempted:
-                    suspect.died()
                 self._suspects.append(suspect)
+                if not is_preempted:
+                    suspect.died(self._num_convincing_deaths())
             elif is_preempted:
                 self._again.append(assignment)
             elif assignment.attempt < self._max_attempts:
@@ -103,3 +120,22 @@ class Dispatcher:
             else:
                 keys = request_keys(assignment.unit, self._images_per_prompt)
                 self._suspects.append(Suspect(assignment.unit, keys, num_deaths=assignment.attempt))
+
+    def _explain_deaths_of(self, unit: int) -> None:
+        """They were a convicted request's, so they say nothing of the machine."""
+        kept = [together for together in self._recent if unit not in together]
+        self._recent = deque(kept, maxlen=NUM_RECENT)
+
+    def _num_convincing_deaths(self) -> int:
+        """Deaths in a row that are hardly chance, seen how often replicas die that no suspect explains; 1 if none do.
+
+        A suspect explains the deaths it was part of until a search for its request at fault has found none.
+        """
+        suspects = [*self._suspects, *self._in_isolation.values()]
+        explaining = {suspect.unit.index for suspect in suspects if suspect.num_false_alarms == 0}
+        unexplained = [together for together in self._recent if not together & explaining]
+        num_lost = sum(map(bool, unexplained))
+        if num_lost == 0:
+            return 1
+        num_convincing = math.log(COINCIDENCE) / math.log(num_lost / (len(unexplained) + 1))
+        return min(MAX_CONVINCING_DEATHS, math.ceil(num_convincing))

@@ -9,6 +9,7 @@ from typing import Any
 from skipvar.config import RunConfig
 from skipvar.distributed.dispatch import Dispatcher
 from skipvar.distributed.fleet import Fleet, Member
+from skipvar.distributed.isolation import DEATHS_THAT_CONVICT
 from skipvar.distributed.messages import (
     Assignment,
     Progress,
@@ -265,7 +266,7 @@ class Driver:
     def _max_deaths(self) -> int:
         """More deaths in a row than this are no single request's fault: a search for one costs so many at the worst."""
         num_halvings = math.ceil(math.log2(max(2, self._run.unit_requests)))
-        return NUM_SEARCHES * (self._config.max_attempts + 2 + num_halvings)
+        return NUM_SEARCHES * (self._config.max_attempts + DEATHS_THAT_CONVICT + num_halvings)
 
     def _keep_fleet(self) -> None:
         """Have as many replicas as there is room and work for."""

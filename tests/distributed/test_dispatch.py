@@ -1,5 +1,6 @@
 """The dispatcher finds the request that kills replicas, and hands every unit out until it is published."""
 
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -88,6 +89,37 @@ def test_deaths_that_no_request_explains_end_the_run() -> None:
                 dispatcher.finished("it", assignment.unit.index)
             else:
                 dispatcher.lost("it", is_preempted=False)
+
+
+def storm(dispatcher: Dispatcher, deadly: set[RequestKey], share: float, seed: int) -> dict[int, Assignment]:
+    """Play four replicas with two units in flight each, of which something outside kills a `share` at every turn."""
+    rng = random.Random(seed)
+    published: dict[int, Assignment] = {}
+    for turn in range(100_000):
+        replica = f"replica {turn % 4}"
+        while len(dispatcher.held_by(replica)) < 2 and not dispatcher.is_reserved(replica):
+            if dispatcher.next(replica) is None:
+                break
+        held = list(dispatcher.held_by(replica).values())
+        if rng.random() < share or any(made(assignment) & deadly for assignment in held):
+            dispatcher.lost(replica, is_preempted=False)
+            continue
+        for assignment in held:
+            if not assignment.is_isolation:
+                published[assignment.unit.index] = assignment
+            dispatcher.finished(replica, assignment.unit.index)
+        if dispatcher.is_done:
+            return published
+    raise AssertionError("the dispatcher never comes to an end")
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.4])
+@pytest.mark.parametrize("deadly", [set(), {(95, 0), (1207, 0)}], ids=["none", "two"])
+def test_kills_from_outside_are_no_units_fault(share: float, deadly: set[RequestKey]) -> None:
+    for seed in range(10):
+        published = storm(Dispatcher(units(250), max_attempts=3, images_per_prompt=1), deadly, share, seed)
+        assert sorted(published) == list(range(250))
+        assert {key for assignment in published.values() for key in assignment.poisoned} == deadly
 
 
 def test_a_suspect_waits_for_an_idle_replica() -> None:
