@@ -12,7 +12,7 @@ from skipvar.errors import ConfigError, RowError
 from skipvar.local import build_local_engine
 from skipvar.model.presets import PRESETS, find_preset
 from skipvar.shards.rows import derive_seed, per_scale
-from skipvar.skip.policy import check_spec
+from skipvar.skip.policy_file import check_spec
 from skipvar.types import Failure, Image, Request, RequestKey
 
 if TYPE_CHECKING:

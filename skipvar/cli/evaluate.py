@@ -81,7 +81,7 @@ def _policies(arguments: argparse.Namespace, config: RunConfig) -> dict[str, Any
     from skipvar.distributed.opening import check_store_answers
     from skipvar.engine.resolved import resolve
     from skipvar.shards.cache import StoredFiles
-    from skipvar.skip.policy import check_spec
+    from skipvar.skip.policy_file import check_spec
     from skipvar.skip.strategy import STRATEGY_NAMES
 
     others = [name for name in arguments.policies if not name.endswith(".json")]

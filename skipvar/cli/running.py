@@ -17,7 +17,7 @@ from skipvar.config import RunConfig
 from skipvar.config_file import load_config
 from skipvar.errors import ConfigError, SkipvarError, StorageError
 from skipvar.model.presets import find_preset
-from skipvar.skip.policy import check_spec
+from skipvar.skip.policy_file import check_spec
 
 
 class Parser(argparse.ArgumentParser):

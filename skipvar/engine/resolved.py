@@ -13,7 +13,8 @@ from skipvar.model.config import ModelConfig
 from skipvar.model.device import Device, Dtype, find_device, find_dtype
 from skipvar.model.identity import Files, LocalFiles, config_sha256, identify
 from skipvar.model.schedules import Schedule, find_schedule
-from skipvar.skip.policy import TRIALS, CertifiedPolicy, ModelFacts, Policy, Promise, load_policy
+from skipvar.skip.policy import TRIALS, CertifiedPolicy, Policy, Promise
+from skipvar.skip.policy_file import ModelFacts, load_policy
 from skipvar.skip.strategy import STRATEGY_NAMES, default_decision_scale, make_strategy
 
 ELEMENT_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}

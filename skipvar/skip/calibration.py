@@ -76,7 +76,7 @@ def _held_out_loss(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _probability(stage: Mapping[str, Any], row: np.ndarray, label: int) -> float:
-    from skipvar.skip.policy import stage_from_json
+    from skipvar.skip.policy_file import stage_from_json
 
     return stage_from_json(stage).probabilities(list(row)).get(int(label), 0.0)
 
@@ -109,7 +109,8 @@ def fit_policy(
     trials: Sequence[TrialScores], floor: float, grid_scale: int, *, name: str, fitted_for: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A policy file's content: both stages at an SSIM floor, with what was seen on the trials themselves."""
-    from skipvar.skip.policy import LogisticPolicy, probe_to_json, stage_from_json
+    from skipvar.skip.policy import LogisticPolicy
+    from skipvar.skip.policy_file import probe_to_json, stage_from_json
 
     x = features(trials, grid_scale)
     skip, uncond = (fit_stage(x, labels(trials, kind, floor)) for kind in ("skip", "uncond"))

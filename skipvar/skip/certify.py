@@ -27,7 +27,7 @@ from skipvar.skip.calibration import TrialScores, numbers
 from skipvar.skip.chances import ChanceTable, cheapest_above, table_to_json
 from skipvar.skip.features import ProbeRule
 from skipvar.skip.fitting import choose_probe
-from skipvar.skip.policy import probe_to_json
+from skipvar.skip.policy_file import probe_to_json
 
 SHARES = (0.3, 0.15, 0.55)
 """Of the prompts: fit, order, test. The test part decides how few misses are still a proof, so it is the largest."""

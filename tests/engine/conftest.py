@@ -20,7 +20,7 @@ from skipvar.model.presets import EMOJI
 from skipvar.model.text_encoder import TextEncoder
 from skipvar.model.transformer import Transformer
 from skipvar.model.vae import Decoder
-from skipvar.skip.policy import ModelFacts, load_policy
+from skipvar.skip.policy_file import ModelFacts, load_policy
 
 NewEngine = Callable[..., Engine]
 

@@ -8,7 +8,7 @@ import pytest
 
 from skipvar.skip.calibration import TrialScores, choose_grid, fit_policy, labels, rank_correlations
 from skipvar.skip.features import DecodedProbe
-from skipvar.skip.policy import ModelFacts, load_policy
+from skipvar.skip.policy_file import ModelFacts, load_policy
 from skipvar.skip.strategy import STRATEGY_NAMES
 from skipvar.types import Probe
 

@@ -13,7 +13,7 @@ from skipvar.errors import ConfigError
 from skipvar.skip.calibration import TrialScores
 from skipvar.skip.certify import allowed_misses, certify, one_each, p_value, policy_content, split_by_prompt
 from skipvar.skip.features import DecodedProbe, LatentProbe
-from skipvar.skip.policy import ModelFacts, load_policy
+from skipvar.skip.policy_file import ModelFacts, load_policy
 from skipvar.types import Probe, Request
 
 COSTS = {"base": 100.0, "uncond_1": 80.0, "skip_1": 70.0, "skip_2": 50.0, "skip_3": 30.0}

@@ -11,7 +11,7 @@ import pytest
 
 from skipvar.errors import ConfigError
 from skipvar.skip.features import DecodedProbe
-from skipvar.skip.policy import ModelFacts, load_policy
+from skipvar.skip.policy_file import ModelFacts, load_policy
 from skipvar.skip.strategy import PAPER_STRATEGIES, STRATEGY_NAMES
 from skipvar.types import Request
 
