@@ -9,6 +9,7 @@ A GPU is used where there is one (one process, bfloat16); else processes of one 
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import math
@@ -62,7 +63,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.train_em
 
 def _train(arguments: argparse.Namespace) -> int:
     folders = Folders(packages=arguments.packages, run=arguments.run)
+    names = ALL if arguments.command == "all" else (arguments.command,)
     check_folder("--run", folders.run)
+    if {"data", *NEED_PICTURES} & set(names):
+        check_folder("--packages", folders.packages)
     folders.run.mkdir(parents=True, exist_ok=True)
     recipe, model, processes = _recipe(arguments), arguments.model, arguments.processes
     stages: dict[str, Callable[[], object]] = {
@@ -74,10 +78,14 @@ def _train(arguments: argparse.Namespace) -> int:
         "restore": lambda: restore(recipe, folders, model, (arguments.only,) if arguments.only else PARTS),
         "evaluate": lambda: print(json.dumps(evaluate(recipe, folders, model))),
     }
-    for name in ALL if arguments.command == "all" else [arguments.command]:
-        if name in NEED_PICTURES:
-            fetch_packages(folders.packages)
-        stages[name]()
+    try:
+        for name in names:
+            if name in NEED_PICTURES:
+                fetch_packages(folders.packages)
+            stages[name]()
+    finally:
+        with contextlib.suppress(OSError):  # a stage that was refused leaves no empty folder behind
+            folders.run.rmdir()
     return 0
 
 

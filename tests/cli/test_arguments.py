@@ -45,6 +45,7 @@ BAD = [
      "no folder to write into"),
     (train_emoji.main, ["vae", "--minutes=nan"], "no number from 0"),
     (train_emoji.main, ["export", "--run={folder}/latin.txt"], "no folder to write into"),
+    (train_emoji.main, ["data", "--packages={folder}/latin.txt"], "no folder to write into"),
     *[(submit.main, [f"--address={address}", "--submission-id=x", "true"], "http://host:port")
       for address in ("nonsense", "ray://127.0.0.1:1", "127.0.0.1:1", "http://[::1", "http://host:99999", "")],
     (submit.main, ["--address=http://u:geheim@host", "--submission-id=x", "true"], "user or password"),

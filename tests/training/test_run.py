@@ -430,8 +430,9 @@ def _fail_in_rank_one(peers: Peers) -> None:
 def test_a_stage_before_its_turn_is_told_in_one_sentence(
     folders: Folders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["encode", "--packages", str(folders.packages), "--run", str(tmp_path)]
+    arguments = ["encode", "--packages", str(folders.packages), "--run", str(tmp_path / "run")]
     assert train_emoji.main(arguments) == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}/vae.pt is not there: `python -m jobs.train_emoji vae` makes it\n"
+        f"error: {tmp_path}/run/vae.pt is not there: `python -m jobs.train_emoji vae` makes it\n"
     )
+    assert not (tmp_path / "run").exists()
