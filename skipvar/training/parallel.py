@@ -18,6 +18,8 @@ import torch.distributed
 import torch.multiprocessing
 from torch import nn
 
+from skipvar.model.device import find_dtype
+
 LOG_FORMAT = "%(asctime)s %(name)s %(message)s"
 
 
@@ -72,9 +74,11 @@ def find_device() -> torch.device:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU, and where this processor multiplies faster in it (measured); else float32."""
+    """bfloat16 on a GPU, and on a processor with it that multiplies faster in it (measured); else float32."""
     if device.type == "cuda":
         return torch.bfloat16
+    if find_dtype("auto", "cpu") == "float32":
+        return torch.float32  # an emulated product takes seconds: not worth a look
     matrices = [torch.ones(1024, 1024, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     seconds = {matrix.dtype: math.inf for matrix in matrices}
     for _ in range(12):  # by turns: other work on the machine hits both

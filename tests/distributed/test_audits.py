@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 @pytest.fixture
 def make_config(tmp_path: Path) -> Callable[..., RunConfig]:
-    def make(on_alarm: Literal["warn", "base", "stop"], *overrides: str) -> RunConfig:
-        (tmp_path / "prompts.txt").write_text("\n".join(f"prompt {n}" for n in range(120)) + "\n")
+    def make(on_alarm: Literal["warn", "base", "stop"], *overrides: str, num_prompts: int = 120) -> RunConfig:
+        (tmp_path / "prompts.txt").write_text("\n".join(f"prompt {n}" for n in range(num_prompts)) + "\n")
         (tmp_path / "run.yaml").write_text(
             f"input: {{path: {tmp_path}/prompts.txt}}\n"
             f"output: {{path: {tmp_path}/out, unit_rows: 10}}\n"
@@ -54,7 +54,8 @@ def record(config: RunConfig) -> dict[str, Any]:
 
 
 def test_under_base_what_is_handed_out_after_the_alarm_is_made_in_full(make_config: Callable[..., RunConfig]) -> None:
-    config = make_config("base", "cluster.replicas.max=1", "output.unit_rows=4")  # most units wait when it rings
+    overrides = ("cluster.replicas.max=1", "output.unit_rows=4")
+    config = make_config("base", *overrides, num_prompts=400)  # most units wait when it rings, however busy the machine
     outcome = run(config)
     assert outcome.exit_code == 0
     policies = Counter((row["policy"], row["strategy"] == "base") for row in rows(config))
