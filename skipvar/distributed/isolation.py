@@ -24,7 +24,7 @@ class Suspect:
     """Requests of the unit that are not poisoned."""
     num_deaths: int
     groups: deque[list[RequestKey]] = field(default_factory=deque)
-    """The fault is in these; the first is tried next. None: not searching; the unit runs alone, for real."""
+    """The fault is in these; the first is tried next. Empty: not searching; the unit runs alone, for real."""
     poisoned: dict[RequestKey, str] = field(default_factory=dict)
     num_false_alarms: int = 0
     """Searches that found nobody."""
