@@ -4,8 +4,9 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skipvar.config import InputConfig, RunConfig
+from skipvar.engine.engine import Engine
 from skipvar.engine.resolved import resolve
 from skipvar.errors import InputError
 from skipvar.local import build_local_engine
@@ -21,6 +23,8 @@ from skipvar.shards.prompts import plan_input, read_unit
 from skipvar.types import Request
 
 CHUNK_ROWS = 1_000_000
+
+Way = Callable[[Sequence[Request]], None]
 
 
 def measure_engine(
@@ -40,7 +44,6 @@ def measure_engine(
     plan = plan_input(config, resolved.num_scales)
     items = (item for index in range(plan.num_units) for item in read_unit(plan.unit(index), plan.spec))
     requests = [item for item, _ in zip(items, range(num_images), strict=False) if isinstance(item, Request)]
-
     if not requests:
         raise InputError(f"input.path: none of the first {num_images} rows can be used; give prompts that can be made.")
 
@@ -48,34 +51,16 @@ def measure_engine(
         for request in batch:
             generate_one(engine.pipeline, request, "base", engine.sampler.rules)
 
-    def drain(which: Any) -> Callable[[Sequence[Request]], None]:
-        def run(batch: Sequence[Request]) -> None:
-            which.submit(batch)
-            which.drain()
-
-        return run
-
-    ways = {"twin": twin, "batched": drain(batched), "engine": drain(engine)}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    cpu_seconds = dict.fromkeys(ways, 0.0)  # what other processes take of the machine is not in it
-    for way in ways.values():
-        way(requests[:1])  # what is set up once is not timed
-    for number in range(num_rounds):
-        for name, way in ways.items():
-            started, cpu_started = time.perf_counter(), time.process_time()
-            way(requests)
-            seconds[name].append(time.perf_counter() - started)
-            cpu_seconds[name] += time.process_time() - cpu_started
-        speeds = ", ".join(f"{name} {len(requests) / seconds[name][-1]:.2f} images/s" for name in ways)
-        show(f"round {number + 1} of {num_rounds}: {speeds}")
+    ways: dict[str, Way] = {"twin": twin, "batched": partial(_drain, batched), "engine": partial(_drain, engine)}
+    seconds, cpu_seconds = _time_in_turns(ways, requests, num_rounds, show)
     rates = {name: len(requests) / statistics.median(found) for name, found in seconds.items()}
-    ratio = rates["engine"] / rates["twin"]
+    ratio, ratio_batched = rates["engine"] / rates["twin"], rates["batched"] / rates["twin"]
     show(f"engine under {resolved.policy.name} against the slow twin: {ratio:.2f} times as fast")
-    show(f"of that by batches alone (every image in full): {rates['batched'] / rates['twin']:.2f}")
+    show(f"of that by batches alone (every image in full): {ratio_batched:.2f}")
     return {
         "images_per_second": {name: round(rate, 3) for name, rate in rates.items()},
         "ratio": round(ratio, 3),
-        "ratio_batched": round(rates["batched"] / rates["twin"], 3),
+        "ratio_batched": round(ratio_batched, 3),
         "ratio_cpu_seconds": round(cpu_seconds["twin"] / cpu_seconds["engine"], 3),
         "images": len(requests),
         "rounds": num_rounds,
@@ -88,6 +73,31 @@ def measure_engine(
         "torch": engine.report.torch,
         "batch_size": dict(engine.report.batch_size),
     }
+
+
+def _drain(engine: Engine, requests: Sequence[Request]) -> None:
+    engine.submit(requests)
+    engine.drain()
+
+
+def _time_in_turns(
+    ways: Mapping[str, Way], requests: Sequence[Request], num_rounds: int, show: Callable[[str], None]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """By way: the seconds of every round, and the processor's seconds of all (what other processes take of the machine
+    is not in those)."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    cpu_seconds = dict.fromkeys(ways, 0.0)
+    for way in ways.values():
+        way(requests[:1])  # what is set up once is not timed
+    for number in range(num_rounds):
+        for name, way in ways.items():
+            started, cpu_started = time.perf_counter(), time.process_time()
+            way(requests)
+            seconds[name].append(time.perf_counter() - started)
+            cpu_seconds[name] += time.process_time() - cpu_started
+        speeds = ", ".join(f"{name} {len(requests) / seconds[name][-1]:.2f} images/s" for name in ways)
+        show(f"round {number + 1} of {num_rounds}: {speeds}")
+    return seconds, cpu_seconds
 
 
 def write_inputs(folder: Path, num_rows: int) -> list[Path]:

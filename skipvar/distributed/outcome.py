@@ -57,20 +57,7 @@ def conclude(
 
     `statistics` are those of this session's engines, `before` those of the earlier sessions that ended in order.
     """
-    engines = statistics if before is None else [before, *statistics]
-    counts: dict[str, Any] = {
-        "requests": run.plan.num_requests,
-        "session_images": metrics.num_images,
-        "session_errors": metrics.num_failures,
-        "session_seconds": round(metrics.seconds, 1),
-        "strategies": dict(metrics.strategies),
-        "differing_units": metrics.num_differing_units,
-        "replicas": len(statistics),
-        "devices": [asdict(device) for device in metrics.devices],
-        "engine": merge_statistics(engines) if engines else None,
-        "cost": metrics.cost.to_dict(metrics.num_images),
-        "audit_state": None if audits is None else audits.to_dict(),
-    }
+    counts = _session_counts(run, metrics, statistics, before, audits)
     reason = None if error is None else str(error)
     state: State = "stopped"
     facts: RunFacts | None = None
@@ -102,6 +89,30 @@ def conclude(
         alarm=None if audits is None or audits.alarm is None else audits.alarm.text(audits.promise),
         has_report=facts is not None,
     )
+
+
+def _session_counts(
+    run: OpenRun,
+    metrics: Metrics,
+    statistics: list[dict[str, Any]],
+    before: dict[str, Any] | None,
+    audits: AuditBook | None,
+) -> dict[str, Any]:
+    """What is known without looking at the output."""
+    engines = statistics if before is None else [before, *statistics]
+    return {
+        "requests": run.plan.num_requests,
+        "session_images": metrics.num_images,
+        "session_errors": metrics.num_failures,
+        "session_seconds": round(metrics.seconds, 1),
+        "strategies": dict(metrics.strategies),
+        "differing_units": metrics.num_differing_units,
+        "replicas": len(statistics),
+        "devices": [asdict(device) for device in metrics.devices],
+        "engine": merge_statistics(engines) if engines else None,
+        "cost": metrics.cost.to_dict(metrics.num_images),
+        "audit_state": None if audits is None else audits.to_dict(),
+    }
 
 
 def _report(storage: Storage, state: State, counts: Mapping[str, Any]) -> RunFacts | None:
