@@ -10,7 +10,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from skipvar.cli.running import Parser, number, read_config, run_job, whole
+from skipvar.cli.running import Parser, number, read_config, run_job, show_progress, whole
 from skipvar.errors import InputError
 
 
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.certify_
     )
     parser.add_argument("--splits", type=whole(1), default=200, help="random splits")
     arguments = parser.parse_intermixed_args(argv)
+    show_progress()
     return run_job(lambda: _check(arguments))
 
 
@@ -36,7 +37,7 @@ def _check(arguments: argparse.Namespace) -> int:
     prepare_environment(config)  # before anything imports Ray
     from skipvar.distributed.trials import find_trials_run
     from skipvar.engine.resolved import strategy_costs
-    from skipvar.quality.certify_check import certify_check
+    from skipvar.quality.certify_check import Promise, certify_check
 
     run = find_trials_run(config)
     assert run.trials is not None
@@ -44,8 +45,8 @@ def _check(arguments: argparse.Namespace) -> int:
     if len({trial.prompt for trial in trials}) < 100:
         raise InputError(f"{run.output}: fewer than 100 prompts are too few to split.")
     costs = strategy_costs(run.resolved, config.sampling.aspect_ratio)
-    promise = (arguments.floor, arguments.alpha, arguments.delta)
-    found = certify_check(trials, *promise, costs, splits=arguments.splits)
+    promise = Promise(arguments.floor, arguments.alpha, arguments.delta, costs)
+    found = certify_check(trials, promise, splits=arguments.splits, processes=-1)
     print(json.dumps(found))
     shares = [found["share_within_alpha"], found["shuffled"]["share_within_alpha"]]
     return 0 if all(share is None or share >= 0.95 for share in shares) else 1

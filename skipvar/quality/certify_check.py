@@ -1,8 +1,9 @@
 """Does certification keep its word? Many random splits of the trials, and each time a part that nobody touched."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,62 +11,103 @@ import numpy as np
 from skipvar.skip.calibration import TrialScores
 from skipvar.skip.certify import certify, one_each, split_by_prompt
 
+logger = logging.getLogger(__name__)
+
 UNTOUCHED_SHARE = 0.3
 """Of the prompts: what a split's certificate is judged by."""
+_SPLITS_A_TASK = 10
+
+
+@dataclass(frozen=True)
+class Promise:
+    """With confidence 1 - delta at most a share alpha is under the floor; `costs`: token-forwards by strategy."""
+
+    floor: float
+    alpha: float
+    delta: float
+    costs: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """What a split's certified policy did on the untouched part."""
+
+    rate: float
+    """Share of images under the floor."""
+    cost_share: float
+    """Token-forwards over those of `base`."""
+    allowed: float
+    """Alpha and one standard error of a share among so many images."""
 
 
 def certify_check(
-    trials: Sequence[TrialScores],
-    floor: float,
-    alpha: float,
-    delta: float,
-    costs: Mapping[str, float],
-    *,
-    splits: int = 200,
-    seed: int = 0,
+    trials: Sequence[TrialScores], promise: Promise, *, splits: int = 200, seed: int = 0, processes: int = 1
 ) -> dict[str, Any]:
     """How many splits' certified policies keep alpha on the untouched part, JSON-able; once more without any signal.
 
     Without signal (`shuffled`) the scores of each trial are given to another one's probe: nothing can be told from the
-    probe, and what is certified must be safe all the same.
+    probe, and what is certified must be safe all the same. `processes`: -1 for one a core; the result does not
+    depend on it.
     """
-    stream = np.random.default_rng(seed)
-    order = stream.permutation(len(trials))
+    order = np.random.default_rng(seed).permutation(len(trials))
     mixed = [replace(trial, ssim=trials[other].ssim) for trial, other in zip(trials, order, strict=True)]
-    setting = {"ssim_floor": floor, "alpha": alpha, "delta": delta, "trials": len(trials)}
-    real = _judge(trials, floor, alpha, delta, costs, splits, stream)
-    return setting | real | {"shuffled": _judge(mixed, floor, alpha, delta, costs, splits, stream)}
+    setting = {"ssim_floor": promise.floor, "alpha": promise.alpha, "delta": promise.delta, "trials": len(trials)}
+    seeds = [(seed, place) for place in range(splits)]
+    real, shuffled = (
+        _summary(_judge_all(kind, some, promise, seeds, processes))
+        for kind, some in (("trials as they are", trials), ("scores shuffled", mixed))
+    )
+    return setting | real | {"shuffled": shuffled}
+
+
+def _judge_all(
+    kind: str, trials: Sequence[TrialScores], promise: Promise, seeds: Sequence[tuple[int, int]], processes: int
+) -> list[SplitResult | None]:
+    from joblib import Parallel, delayed
+
+    found: list[SplitResult | None] = []
+    for some in Parallel(n_jobs=processes, return_as="generator")(
+        delayed(_judge)(trials, promise, seeds[start : start + _SPLITS_A_TASK])
+        for start in range(0, len(seeds), _SPLITS_A_TASK)
+    ):
+        found += some
+        logger.info("%s: %d of %d splits", kind, len(found), len(seeds))
+    return found
 
 
 def _judge(
-    trials: Sequence[TrialScores],
-    floor: float,
-    alpha: float,
-    delta: float,
-    costs: Mapping[str, float],
-    splits: int,
-    stream: np.random.Generator,
-) -> dict[str, Any]:
+    trials: Sequence[TrialScores], promise: Promise, seeds: Sequence[tuple[int, int]]
+) -> list[SplitResult | None]:
+    """A result for each of the seeds' splits; None where nothing was certified."""
     prompts = sorted({trial.prompt for trial in trials})
-    rates, shares, allowed = [], [], []
-    for _ in range(splits):
+    floor, alpha, costs = promise.floor, promise.alpha, promise.costs
+    results: list[SplitResult | None] = []
+    for seed in seeds:
+        stream = np.random.default_rng(seed)
         chosen = stream.permutation(len(prompts))[: round(UNTOUCHED_SHARE * len(prompts))]
         away = {prompts[place] for place in chosen}
         parts = split_by_prompt([trial for trial in trials if trial.prompt not in away], int(stream.integers(2**31)))
         untouched = one_each([trial for trial in trials if trial.prompt in away], stream)
-        found = certify(parts, floor, alpha, delta, costs)
-        if found is None or not untouched:
+        found = certify(parts, floor, alpha, promise.delta, costs)
+        if found is None:
+            results.append(None)
             continue
         decided = [found.choose(trial) for trial in untouched]
-        rates.append(np.mean([trial.ssim[name] < floor for trial, name in zip(untouched, decided, strict=True)]))
-        shares.append(np.mean([costs[name] for name in decided]) / costs["base"])
-        allowed.append(alpha + math.sqrt(alpha * (1 - alpha) / len(untouched)))
-    within = sum(bool(rate <= bound) for rate, bound in zip(rates, allowed, strict=True))
+        missed = [trial.ssim[name] < floor for trial, name in zip(untouched, decided, strict=True)]
+        share = float(np.mean([costs[name] for name in decided])) / costs["base"]
+        allowed = alpha + math.sqrt(alpha * (1 - alpha) / len(untouched))
+        results.append(SplitResult(float(np.mean(missed)), share, allowed))
+    return results
+
+
+def _summary(results: Sequence[SplitResult | None]) -> dict[str, Any]:
+    certified = [result for result in results if result is not None]
+    within = sum(result.rate <= result.allowed for result in certified)
     return {
-        "splits": splits,
-        "splits_certified": len(rates),
+        "splits": len(results),
+        "splits_certified": len(certified),
         "splits_within_alpha": within,
-        "share_within_alpha": round(within / len(rates), 4) if rates else None,
-        "mean_rate": round(float(np.mean(rates)), 4) if rates else None,
-        "token_forwards_share": round(float(np.mean(shares)), 4) if rates else None,
+        "share_within_alpha": round(within / len(certified), 4) if certified else None,
+        "mean_rate": round(float(np.mean([result.rate for result in certified])), 4) if certified else None,
+        "token_forwards_share": round(float(np.mean([r.cost_share for r in certified])), 4) if certified else None,
     }
