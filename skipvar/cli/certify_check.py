@@ -37,7 +37,8 @@ def _check(arguments: argparse.Namespace) -> int:
     prepare_environment(config)  # before anything imports Ray
     from skipvar.distributed.trials import find_trials_run
     from skipvar.engine.resolved import strategy_costs
-    from skipvar.quality.certify_check import Promise, certify_check
+    from skipvar.quality.certify_check import certify_check
+    from skipvar.skip.policy import Promise
 
     run = find_trials_run(config)
     assert run.trials is not None
@@ -45,8 +46,8 @@ def _check(arguments: argparse.Namespace) -> int:
     if len({trial.prompt for trial in trials}) < 100:
         raise InputError(f"{run.output}: fewer than 100 prompts are too few to split.")
     costs = strategy_costs(run.resolved, config.sampling.aspect_ratio)
-    promise = Promise(arguments.floor, arguments.alpha, arguments.delta, costs)
-    found = certify_check(trials, promise, splits=arguments.splits, processes=-1)
+    promise = Promise(arguments.floor, arguments.alpha, arguments.delta)
+    found = certify_check(trials, promise, costs, splits=arguments.splits, processes=-1)
     print(json.dumps(found))
     shares = [found["share_within_alpha"], found["shuffled"]["share_within_alpha"]]
     return 0 if all(share is None or share >= 0.95 for share in shares) else 1

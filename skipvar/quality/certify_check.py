@@ -2,30 +2,24 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from skipvar.skip.calibration import TrialScores
 from skipvar.skip.certify import certify, one_each, split_by_prompt
+from skipvar.skip.policy import Promise
 
 logger = logging.getLogger(__name__)
 
 UNTOUCHED_SHARE = 0.3
 """Of the prompts: what a split's certificate is judged by."""
 _SPLITS_A_TASK = 10
-
-
-@dataclass(frozen=True)
-class Promise:
-    """With confidence 1 - delta at most a share alpha is under the floor; `costs`: token-forwards by strategy."""
-
-    floor: float
-    alpha: float
-    delta: float
-    costs: Mapping[str, float]
+_Seeds = Sequence[tuple[int, int]]
+"""Of splits: the seed of all and a place."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +35,17 @@ class SplitResult:
 
 
 def certify_check(
-    trials: Sequence[TrialScores], promise: Promise, *, splits: int = 200, seed: int = 0, processes: int = 1
+    trials: Sequence[TrialScores],
+    promise: Promise,
+    costs: Mapping[str, float],
+    *,
+    splits: int = 200,
+    seed: int = 0,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """How many splits' certified policies keep alpha on the untouched part, JSON-able; once more without any signal.
+
+    `costs` are token-forwards by strategy.
 
     Without signal (`shuffled`) the scores of each trial are given to another one's probe: nothing can be told from the
     probe, and what is certified must be safe all the same. `processes`: -1 for one a core; the result does not
@@ -54,21 +56,20 @@ def certify_check(
     setting = {"ssim_floor": promise.floor, "alpha": promise.alpha, "delta": promise.delta, "trials": len(trials)}
     seeds = [(seed, place) for place in range(splits)]
     real, shuffled = (
-        _summary(_judge_all(kind, some, promise, seeds, processes))
+        _summary(_judge_all(kind, partial(_judge, some, promise, costs), seeds, processes))
         for kind, some in (("trials as they are", trials), ("scores shuffled", mixed))
     )
     return setting | real | {"shuffled": shuffled}
 
 
 def _judge_all(
-    kind: str, trials: Sequence[TrialScores], promise: Promise, seeds: Sequence[tuple[int, int]], processes: int
+    kind: str, judge: Callable[[_Seeds], list[SplitResult | None]], seeds: _Seeds, processes: int
 ) -> list[SplitResult | None]:
     from joblib import Parallel, delayed
 
     found: list[SplitResult | None] = []
     for some in Parallel(n_jobs=processes, return_as="generator")(
-        delayed(_judge)(trials, promise, seeds[start : start + _SPLITS_A_TASK])
-        for start in range(0, len(seeds), _SPLITS_A_TASK)
+        delayed(judge)(seeds[start : start + _SPLITS_A_TASK]) for start in range(0, len(seeds), _SPLITS_A_TASK)
     ):
         found += some
         logger.info("%s: %d of %d splits", kind, len(found), len(seeds))
@@ -76,11 +77,11 @@ def _judge_all(
 
 
 def _judge(
-    trials: Sequence[TrialScores], promise: Promise, seeds: Sequence[tuple[int, int]]
+    trials: Sequence[TrialScores], promise: Promise, costs: Mapping[str, float], seeds: _Seeds
 ) -> list[SplitResult | None]:
     """A result for each of the seeds' splits; None where nothing was certified."""
     prompts = sorted({trial.prompt for trial in trials})
-    floor, alpha, costs = promise.floor, promise.alpha, promise.costs
+    floor, alpha = promise.floor, promise.alpha
     results: list[SplitResult | None] = []
     for seed in seeds:
         stream = np.random.default_rng(seed)

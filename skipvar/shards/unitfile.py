@@ -28,6 +28,10 @@ _DATA_NAME = re.compile(r"data/unit-(\d{9})(?:\.retry-([1-9]\d*))?\.parquet")
 _ERROR_NAME = re.compile(r"errors/unit-(\d{9})\.([1-9]\d*)\.parquet")
 _PREFIX = "skipvar."
 _ROW_OVERHEAD_BYTES = 500
+_CHECKSUM = "skipvar.file_sha256"
+_NO_CHECKSUM = "0" * 64
+_CHECKSUM_IN_FILE = re.compile(re.escape(_CHECKSUM.encode()) + rb"..(.{64})", re.DOTALL)
+"""Key and value in a footer. Thrift's compact protocol has two bytes between them: a type, a length under 128."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +139,11 @@ def row_groups(rows: Iterable[dict[str, Any]], schema: pa.Schema, max_bytes: int
 
 
 class UnitFile:
-    """A Parquet file in memory: small columns compressed, images as they are, page index written."""
+    """A Parquet file in memory: small columns compressed, images as they are, page index written.
+
+    Its footer holds a SHA-256 of the whole file (taken with zeros in place of itself): pages have checksums of their
+    own, but statistics and indexes, by which readers skip pages, have none.
+    """
 
     def __init__(self, schema: pa.Schema) -> None:
         self._sink = io.BytesIO()
@@ -156,9 +164,30 @@ class UnitFile:
         self._writer.write_batch(batch, row_group_size=batch.num_rows)
 
     def finish(self, metadata: Mapping[str, str]) -> bytes:
-        self._writer.add_key_value_metadata(dict(metadata))
+        self._writer.add_key_value_metadata({**metadata, _CHECKSUM: _NO_CHECKSUM})
         self._writer.close()
-        return self._sink.getvalue()
+        data = self._sink.getvalue()
+        start, end = _checksum_place(data)
+        return b"".join((data[:start], hashlib.sha256(data).hexdigest().encode(), data[end:]))
+
+
+def has_own_checksum(data: bytes) -> bool | None:
+    """Whether a file's bytes are those that its checksum was taken of; None where it holds none."""
+    try:
+        start, end = _checksum_place(data)
+    except ValueError:
+        return None
+    blank = b"".join((data[:start], _NO_CHECKSUM.encode(), data[end:]))
+    return hashlib.sha256(blank).hexdigest().encode() == data[start:end]
+
+
+def _checksum_place(data: bytes) -> tuple[int, int]:
+    """Where the checksum's 64 digits are: at the last place that looks like it, since rows come before the footer."""
+    start = data.rfind(_CHECKSUM.encode())
+    found = _CHECKSUM_IN_FILE.match(data, start) if start >= 0 else None
+    if found is None:
+        raise ValueError("no checksum in this file")
+    return found.span(1)
 
 
 def drain(rows: deque[dict[str, Any]]) -> Iterator[dict[str, Any]]:

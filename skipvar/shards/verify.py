@@ -26,6 +26,7 @@ from skipvar.shards.unitfile import (
     UnitFooter,
     data_name,
     expected_keys,
+    has_own_checksum,
     parse_data_name,
     parse_error_name,
     read_columns,
@@ -168,6 +169,12 @@ class _Checker:
         check.images.update(keys)
         check.errors -= footer.retried or set()
         check.errors |= self._error_keys(footer, name, check)
+        self._check_bytes(name, data, check)
+
+    def _check_bytes(self, name: str, data: bytes, check: _UnitCheck) -> None:
+        """What no other check looks at: statistics, indexes, the columns of error rows."""
+        if not check.problems and has_own_checksum(data) is False:
+            check.problems.append(f"{name} is not as it was published: its bytes do not give the checksum it holds.")
 
     def _check_rows(self, file: pq.ParquetFile, footer: UnitFooter, name: str, check: _UnitCheck) -> list[RequestKey]:
         content = ContentHash()
@@ -216,6 +223,7 @@ class _Checker:
         if footer.errors is None:
             return set()
         check.error_files.add(footer.errors)
+        self._check_bytes(footer.errors, self._storage.read(footer.errors), check)
         table = read_columns(self._storage, footer.errors, ["position", "image_index"])
         keys = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
         if len(keys) != footer.error_rows or len(set(keys)) != len(keys):

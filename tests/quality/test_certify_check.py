@@ -8,8 +8,9 @@ import pytest
 
 import skipvar.skip.certify as certify_module
 from skipvar.cli.certify_check import main
-from skipvar.quality.certify_check import Promise, certify_check
+from skipvar.quality.certify_check import certify_check
 from skipvar.skip.calibration import TrialScores
+from skipvar.skip.policy import Promise
 from skipvar.types import Probe
 
 COSTS = {"base": 100.0, "skip_1": 70.0, "skip_2": 50.0, "skip_3": 30.0}
@@ -27,7 +28,7 @@ def trials(count: int) -> list[TrialScores]:
 
 
 def test_the_promise_is_kept_and_signal_is_worth_something() -> None:
-    found = certify_check(trials(600), Promise(0.84, 0.1, 0.05, COSTS), splits=12)
+    found = certify_check(trials(600), Promise(0.84, 0.1, 0.05), COSTS, splits=12)
     assert found["splits_certified"] == 12 and found["share_within_alpha"] >= 0.9
     shuffled = found["shuffled"]
     assert shuffled["splits_certified"] == 12 and shuffled["share_within_alpha"] >= 0.9
@@ -36,14 +37,14 @@ def test_the_promise_is_kept_and_signal_is_worth_something() -> None:
 
 
 def test_two_processes_find_what_one_does() -> None:
-    promise = Promise(0.84, 0.1, 0.05, COSTS)
-    one, two = (certify_check(trials(200), promise, splits=12, processes=count) for count in (1, 2))
+    promise = Promise(0.84, 0.1, 0.05)
+    one, two = (certify_check(trials(200), promise, COSTS, splits=12, processes=count) for count in (1, 2))
     assert one == two
 
 
 def test_a_test_that_always_passes_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certify_module, "p_value", lambda misses, n, alpha: 0.0)
-    found = certify_check(trials(600), Promise(0.84, 0.03, 0.05, COSTS), splits=6)
+    found = certify_check(trials(600), Promise(0.84, 0.03, 0.05), COSTS, splits=6)
     assert found["share_within_alpha"] < 0.5 and found["mean_rate"] > 0.06
 
 

@@ -33,10 +33,13 @@ def test_a_whole_dataset(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def rewrite(job: Job, name: str, change: Callable[[pa.Table], pa.Table], **footer: object) -> None:
-    """The file with other rows (and a footer to match if so asked)."""
+    """The file with other rows (and a footer to match if so asked), without the checksum of itself."""
     file = pq.ParquetFile(io.BytesIO(job.storage.read(name)))
     metadata = {key: value for key, value in file.metadata.metadata.items() if key.startswith(b"skipvar.")}
     table = change(file.read())
+    table = table.replace_schema_metadata(
+        {key: value for key, value in (table.schema.metadata or {}).items() if key not in metadata}
+    )
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, table.schema) as writer:
         writer.write_table(table)
@@ -99,6 +102,33 @@ def test_damage_is_found_and_named(job: Job, capsys: pytest.CaptureFixture[str],
     harm(job)
     assert run(job) == 1
     assert re.search(f"problem: .*{message}", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", [NAME, "errors/unit-000000001.1.parquet"])
+def test_a_flipped_bit_outside_the_rows(job: Job, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """Statistics and indexes, by which readers skip pages, and all else of the footer."""
+    whole = job.storage.read(name)
+    data = bytearray(whole)
+    end = max(
+        column.data_page_offset + column.total_compressed_size
+        for group in [pq.ParquetFile(io.BytesIO(whole)).metadata.row_group(0)]
+        for column in map(group.column, range(group.num_columns))
+    )
+    label = whole.rindex(b"skipvar.file_sha256")
+    places = [place for place in range(end, len(whole), 37) if not label <= place < label + 20]
+    for number, place in enumerate(places):
+        data[place] ^= 1 << number % 8
+        job.storage.replace(name, bytes(data))
+        assert run(job) == 1, f"byte {place} of {len(whole)}"
+        data[place] = whole[place]
+    job.storage.replace(name, whole)
+    capsys.readouterr()
+    assert run(job) == 0 and len(places) > 10
+
+
+def test_a_file_of_before_there_were_checksums(job: Job) -> None:
+    rewrite(job, NAME, lambda table: table)
+    assert b"file_sha256" not in job.storage.read(NAME) and run(job, "--full") == 0
 
 
 def test_an_image_that_is_none(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
