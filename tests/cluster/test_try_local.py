@@ -67,7 +67,7 @@ def test_a_night_that_is_told_to_end_stops_in_order_and_the_next_resumes(deploym
     deployment.put_prompts(date, 24)
     night = deployment.night(date)
     for line in night.stdout:
-        if "is up: 1 of" in line:
+        if " is up (" in line:
             break
     night.terminate()
     code, said = ended(night)
