@@ -54,7 +54,11 @@ class Member:
 class Fleet:
     """Creates replicas, tells them what to do, and hears what they say. A message costs the same for any number."""
 
-    def __init__(self, cluster: Cluster, build_engine: Callable[[], Any], order: WorkOrder) -> None:
+    def __init__(
+        self, cluster: Cluster, build_engine: Callable[[], Any], order: WorkOrder, actor: Any = ReplicaActor
+    ) -> None:
+        """`actor` is the remote class of a replica."""
+        self._actor = actor
         self._cluster, self._build_engine, self._order = cluster, build_engine, order
         self._numbers = itertools.count()
         self._answers: queue.SimpleQueue[tuple[Member, Future[tuple[ToDriver, ...]]]] = queue.SimpleQueue()
@@ -68,7 +72,7 @@ class Fleet:
         while len(self.members) < size:
             name = f"replica-{next(self._numbers)}"
             options = self._cluster.actor_options()
-            actor = ReplicaActor.options(**options).remote(name, self._build_engine, self._order, options["num_cpus"])
+            actor = self._actor.options(**options).remote(name, self._build_engine, self._order, options["num_cpus"])
             member = Member(name, actor)
             self.members.append(member)
             self._listen(member)
@@ -87,11 +91,11 @@ class Fleet:
         if self._cut_off:  # else a long wait, as at the end of a run, would put off asking again
             timeout_seconds = min(timeout_seconds, ASK_AGAIN_SECONDS)
         with contextlib.suppress(queue.Empty):
-            member, answer = self._answers.get(timeout=timeout_seconds)
             for _ in range(len(self.members) + 1):  # then the caller has other things to look after
+                member, answer = self._answers.get(timeout=timeout_seconds)
+                timeout_seconds = 0.0
                 if not member.is_gone:
                     yield from self._heard(member, answer)
-                member, answer = self._answers.get_nowait()
 
     def _heard(self, member: Member, answer: "Future[tuple[ToDriver, ...]]") -> Iterator[tuple[Member, ToDriver]]:
         if isinstance(answer.exception(), ActorUnavailableError):
