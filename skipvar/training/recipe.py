@@ -89,11 +89,13 @@ class Lesson:
 class TransformerRecipe:
     """How the transformer and its text encoder are trained."""
 
-    schedule: RateSchedule = RateSchedule(num_steps=9000, decay_steps=1500)
+    schedule: RateSchedule = RateSchedule(num_steps=7200, decay_steps=700)
     # Three kinds of about 7,500 tokens each: what an object is is learned from few tokens of many images.
     coarse: StepKind = StepKind(num_scales=5, batch_size=128)
     early: StepKind = StepKind(num_scales=7, batch_size=48)
     full: StepKind = StepKind(num_scales=NUM_SCALES, batch_size=12)
+    gpu_batch_factor: int = 4
+    """On a GPU a step takes so many times the images: small ones leave it waiting for the launches of kernels."""
     lessons: tuple[Lesson, ...] = (
         Lesson(first_step=0, kinds=("coarse", "early", "full", "full")),
         # Confetti follows no rule: it is learned last, by the late scales, and hardest between many small objects.
@@ -102,6 +104,12 @@ class TransformerRecipe:
             kinds=("full", "full", "full", "full", "full", "early"),
             pattern_shares=(0.6, 0.6, 0.6, 0.7, 7.5),
             layout_shares=(0.6, 1.0, 1.4),
+        ),
+        Lesson(
+            first_step=4810,
+            kinds=("full", "full", "full", "early", "full", "full", "full", "coarse"),
+            pattern_shares=(1.0, 1.0, 1.0, 1.0, 2.0),
+            layout_shares=(0.8, 1.0, 1.2),
         ),
     )
     """In the order of their first steps. Late scales count as well: skipping takes them away."""

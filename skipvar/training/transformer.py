@@ -231,19 +231,24 @@ class TransformerTrainer:
         kind: StepKind = getattr(self.recipe.transformer, name)
         generator = self.peers.generator(self.recipe.seed, self.step)
         with self.peers.autocast():
-            lesson, size = self.recipe.transformer.lesson(self.step), kind.batch_size // self.peers.count
-            batch = self.source.draw(lesson, kind.num_scales, size, generator)
+            lesson, size = self.recipe.transformer.lesson(self.step), self._batch_size(kind)
+            batch = self.source.draw(lesson, kind.num_scales, size // self.peers.count, generator)
             loss, scale_losses = self.objective(batch)
         loss.backward()
         seconds_left = self.peers.average(list(self.model.parameters()), seconds_left)
         self.optimizer.step(factor)
         self.ema.update()
         self.step += 1
-        self.num_samples[name] += kind.batch_size
+        self.num_samples[name] += size
         if self.peers.is_leader:
             self._losses[name].append(scale_losses)
             self._seconds[name].append(time.monotonic() - started)
         return seconds_left
+
+    def _batch_size(self, kind: StepKind) -> int:
+        """Images of a step, over all processes."""
+        factor = self.recipe.transformer.gpu_batch_factor if self.peers.device.type == "cuda" else 1
+        return factor * kind.batch_size
 
     def save(self) -> None:
         state: dict[str, Any] = {
