@@ -2,7 +2,7 @@
 
 A discrete-event simulation: the simulated clock goes on by the processor time that the driver really spends, and jumps
 to the next event where it has nothing to do. So the share of replica time lost is what replicas wait for the driver to
-hand them a unit. What Ray's own calls cost is not in it: no actor is started.
+hand them a unit. What Ray's own calls cost is measured with real actors (`ray_calls`) and charged for each.
 """
 
 import heapq
@@ -12,21 +12,16 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
+from skipvar.benchmarks.null_run import UNIT_ROWS, metrics_of, null_report, null_run, null_started
 from skipvar.config import ClusterConfig, ReplicasConfig, RunConfig
 from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Member
-from skipvar.distributed.messages import Progress, Started, ToDriver, UnitDone
-from skipvar.distributed.metrics import Metrics
+from skipvar.distributed.messages import Progress, ToDriver, UnitDone
 from skipvar.distributed.stopping import StopSignal
-from skipvar.engine.resolved import DeviceReport
-from skipvar.types import Unit, UnitReport
+from skipvar.types import UnitReport
 
-UNIT_ROWS = 16
-WANTED_UNITS = 2
-"""A replica is well supplied with so many: the one that it makes, and the next."""
 PROGRESS_SECONDS = 1.0
 MAX_EVENTS_A_ROUND = 1000
 
@@ -42,13 +37,13 @@ class _Replica:
 class SimulatedFleet:
     """Replicas that only take time; stands where the driver expects its `Fleet`."""
 
-    def __init__(self, unit_seconds: float) -> None:
+    def __init__(self, unit_seconds: float, call_seconds: float) -> None:
         self.members: list[Member] = []
         self.lost_seconds = 0.0
         """Between two units of a replica, or before its first."""
         self.driver_seconds = 0.0
         self.now = 0.0
-        self._unit_seconds = unit_seconds
+        self._unit_seconds, self._call_seconds = unit_seconds, call_seconds
         self._replicas: dict[Member, _Replica] = {}
         self._coming: list[tuple[float, int, Member, UnitReport | None]] = []
         """What replicas will say, and when; without a report it is only how far they are."""
@@ -67,14 +62,14 @@ class SimulatedFleet:
             self._at(self.now, member, None)
 
     def send(self, member: Member, message: Any) -> None:
-        self._charge()
+        self._charge(num_calls=1)
         replica = self._replicas[member]
         for assignment in message.assignments:
             self.lost_seconds += max(0.0, self.now - replica.free_at)
             seconds = self._random.uniform(0.5, 1.5) * self._unit_seconds
             replica.free_at = max(self.now, replica.free_at) + seconds
             replica.num_read += 1
-            self._at(replica.free_at, member, _report(assignment.unit.index, seconds))
+            self._at(replica.free_at, member, null_report(assignment.unit.index, seconds))
 
     def events(self, _timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
         self._charge()
@@ -84,6 +79,7 @@ class SimulatedFleet:
             if not self._coming or self._coming[0][0] > self.now:
                 return
             _, _, member, report = heapq.heappop(self._coming)
+            self._charge(num_calls=1)
             for message in self._said(member, report):
                 yield member, message
                 self._charge()
@@ -92,8 +88,7 @@ class SimulatedFleet:
         """What a replica says now: that a unit is done, and how far it is (also once a second)."""
         replica = self._replicas[member]
         if not member.is_up:
-            device = DeviceReport(processor="none", torch="", batch_size={}, pool_images=UNIT_ROWS, self_check=None)
-            yield Started(report=device, wanted_requests=WANTED_UNITS * UNIT_ROWS)
+            yield null_started()
         if report is None:
             self._at(self.now + PROGRESS_SECONDS, member, None)
         else:
@@ -112,23 +107,30 @@ class SimulatedFleet:
     def clock(self) -> float:
         return self.now
 
-    def _charge(self) -> None:
-        """Let the simulated clock go on by what the driver has really spent since."""
+    def _charge(self, num_calls: int = 0) -> None:
+        """Let the simulated clock go on by what the driver has really spent since, and by what its calls would cost."""
         mark = time.thread_time()
-        spent = mark - self._mark
+        spent = mark - self._mark + num_calls * self._call_seconds
         self._mark = mark
         self.now += spent
         self.driver_seconds += spent
 
 
 def measure_driver(
-    num_replicas: int, num_units: int, unit_seconds: float, show: Callable[[str], None]
+    num_replicas: int,
+    num_units: int,
+    unit_seconds: float,
+    show: Callable[[str], None],
+    call_seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """Units a second that the driver accounts for, bytes that it grows by, the share of replica time that it loses."""
+    """Units a second that the driver accounts for, bytes that it grows by, the share of replica time that it loses.
+
+    `call_seconds`: processor time that a call of Ray's costs the driver (`ray_calls.measure_calls`).
+    """
     config = RunConfig(cluster=ClusterConfig(replicas=ReplicasConfig(min=num_replicas, max=num_replicas)))
-    fleet = SimulatedFleet(unit_seconds)
+    fleet = SimulatedFleet(unit_seconds, call_seconds)
     played: Any = fleet
-    run, metrics = _run(num_units), _metrics(num_units)
+    run, metrics = null_run(num_units), metrics_of(num_units)
     driver = Driver(config, played, lambda: num_replicas, run, metrics, StopSignal(), clock=fleet.clock)
     before = _peak_bytes()
     driver.run()
@@ -140,35 +142,12 @@ def measure_driver(
         "replicas": num_replicas,
         "units": num_units,
         "unit_seconds": unit_seconds,
+        "call_seconds": round(call_seconds, 7),
         "units_per_second": round(num_units / fleet.driver_seconds, 1),
         "driver_seconds": round(fleet.driver_seconds, 2),
         "peak_bytes": _peak_bytes() - before,
         "lost_share": round(fleet.lost_seconds / replica_seconds, 6),
     }
-
-
-def _run(num_units: int) -> Any:
-    """What the driver needs of an open run."""
-    units = (Unit(index=i, first_position=i * UNIT_ROWS, num_rows=UNIT_ROWS, slices=()) for i in range(num_units))
-    return SimpleNamespace(units=units, num_units=num_units, unit_requests=UNIT_ROWS)
-
-
-def _metrics(num_units: int) -> Metrics:
-    return Metrics(num_units * UNIT_ROWS, 0)
-
-
-def _report(unit: int, seconds: float) -> UnitReport:
-    return UnitReport(
-        unit=unit,
-        num_images=UNIT_ROWS,
-        num_failures=0,
-        num_bytes=0,
-        content_hash="",
-        already_there=False,
-        same_content=True,
-        strategies={"base": UNIT_ROWS},
-        seconds=seconds,
-    )
 
 
 def _peak_bytes() -> int:

@@ -1,4 +1,5 @@
-"""Measure: the engine against one image at a time, `plan`: the driver's memory while it plans, `driver`: its own cost.
+"""Measure: the engine against one image at a time, `plan`: the driver's memory while it plans, `driver`: what it costs,
+Ray's calls measured with real actors and the rest simulated.
 
 The last line is one JSON document.
 """
@@ -6,9 +7,13 @@ The last line is one JSON document.
 import argparse
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from skipvar.checks import MAX_SECONDS
 from skipvar.cli.running import Parser, number, read_config, run_job, whole
+from skipvar.config import RunConfig
+
+NUM_MEASURED_UNITS = 10_000
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.bench") -> int:
@@ -23,6 +28,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.bench") 
     parser.add_argument("--rows", type=whole(1), default=10_000_000, help="rows of the input that is planned")
     parser.add_argument("--replicas", type=whole(1), default=1000, help="simulated replicas of the driver")
     parser.add_argument("--units", type=whole(1), default=1_000_000, help="units that the driver hands out")
+    parser.add_argument(
+        "--actors", type=whole(0), default=8, help="real ones, to measure Ray's calls with; 0: leave those out"
+    )
     parser.add_argument(
         "--unit-seconds",
         type=number(0, MAX_SECONDS, is_between=True),
@@ -40,12 +48,30 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.words == ["plan"]:
         result = measure_plans(arguments.rows, show=print)
     elif arguments.words == ["driver"]:
-        from skipvar.benchmarks.driver import measure_driver
-
-        result = measure_driver(arguments.replicas, arguments.units, arguments.unit_seconds, show=print)
+        result = _bench_driver(arguments)
     else:
         config = read_config(arguments.config, arguments.words)
         keep_freed_memory()  # as replicas on CPUs do
         result = measure_engine(config, num_images=arguments.images, num_rounds=arguments.rounds, show=print)
     print(json.dumps(result))
     return 0
+
+
+def _bench_driver(arguments: argparse.Namespace) -> dict[str, Any]:
+    from skipvar.distributed.environment import prepare_environment
+
+    prepare_environment(RunConfig())  # before anything imports Ray
+    from skipvar.benchmarks.driver import measure_driver
+    from skipvar.benchmarks.ray_calls import measure_calls
+
+    call_seconds = 0.0
+    if arguments.actors:
+        cost = measure_calls(arguments.actors, NUM_MEASURED_UNITS)
+        call_seconds = cost.seconds
+        print(
+            f"{NUM_MEASURED_UNITS} units by {cost.actors} real actors on this machine: {cost.units_per_second:.0f} "
+            f"units/s, {cost.calls} calls that cost the driver {1e6 * cost.seconds:.0f} us of processor time each"
+        )
+    return measure_driver(
+        arguments.replicas, arguments.units, arguments.unit_seconds, show=print, call_seconds=call_seconds
+    )

@@ -1,0 +1,42 @@
+"""A run of units that hold nothing, and what replicas say that make nothing: for what measures the driver alone."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from skipvar.distributed.messages import Started
+from skipvar.distributed.metrics import Metrics
+from skipvar.engine.resolved import DeviceReport
+from skipvar.types import Unit, UnitReport
+
+UNIT_ROWS = 16
+WANTED_UNITS = 2
+"""A replica is well supplied with so many: the one that it makes, and the next."""
+
+
+def null_run(num_units: int) -> Any:
+    """What the driver needs of an open run."""
+    units = (Unit(index=i, first_position=i * UNIT_ROWS, num_rows=UNIT_ROWS, slices=()) for i in range(num_units))
+    return SimpleNamespace(units=units, num_units=num_units, unit_requests=UNIT_ROWS)
+
+
+def metrics_of(num_units: int) -> Metrics:
+    return Metrics(num_units * UNIT_ROWS, 0)
+
+
+def null_started() -> Started:
+    device = DeviceReport(processor="none", torch="", batch_size={}, pool_images=UNIT_ROWS, self_check=None)
+    return Started(report=device, wanted_requests=WANTED_UNITS * UNIT_ROWS)
+
+
+def null_report(unit: int, seconds: float) -> UnitReport:
+    return UnitReport(
+        unit=unit,
+        num_images=UNIT_ROWS,
+        num_failures=0,
+        num_bytes=0,
+        content_hash="",
+        already_there=False,
+        same_content=True,
+        strategies={"base": UNIT_ROWS},
+        seconds=seconds,
+    )

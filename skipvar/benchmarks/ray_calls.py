@@ -1,0 +1,103 @@
+"""What Ray's calls cost the driver: its own loop and fleet, with real actors that say of every unit that it is done."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from skipvar.benchmarks.null_run import metrics_of, null_report, null_run, null_started
+from skipvar.config import ClusterConfig, ReplicasConfig, RunConfig
+from skipvar.distributed.cluster import start_local
+from skipvar.distributed.driver import Driver
+from skipvar.distributed.fleet import Fleet, Member
+from skipvar.distributed.messages import Progress, Stop, Stopped, Supply, ToDriver, ToReplica, UnitDone
+from skipvar.distributed.stopping import StopSignal
+
+
+class NullReplica:
+    """Stands where a `ReplicaActor` does; makes nothing, and is done at once."""
+
+    def __init__(self, *_: Any) -> None:
+        self._outbox: asyncio.Queue[ToDriver] = asyncio.Queue()
+        self._outbox.put_nowait(null_started())
+        self._num_done = 0
+
+    async def send(self, message: ToReplica) -> None:
+        if isinstance(message, Stop):
+            self._outbox.put_nowait(Stopped(statistics={}))
+        for assignment in message.assignments if isinstance(message, Supply) else ():
+            self._num_done += 1
+            self._outbox.put_nowait(
+                UnitDone(unit=assignment.unit.index, report=null_report(assignment.unit.index, 0.0))
+            )
+            self._outbox.put_nowait(Progress(num_published=self._num_done, num_read=self._num_done))
+
+    async def receive(self) -> tuple[ToDriver, ...]:
+        said = [await self._outbox.get()]
+        while not self._outbox.empty():
+            said.append(self._outbox.get_nowait())
+        return tuple(said)
+
+
+class _NullCluster:
+    """Room for any number of actors."""
+
+    def actor_options(self) -> dict[str, Any]:
+        return {"num_cpus": 0}
+
+    def leaving_nodes(self) -> frozenset[str]:
+        return frozenset()
+
+
+class _CountingFleet(Fleet):
+    """A real fleet that counts its calls from the first unit on."""
+
+    num_calls = 0
+    cpu_started = wall_started = 0.0
+
+    def send(self, member: Member, message: ToReplica) -> None:
+        if not self.wall_started:  # all replicas are up
+            self.num_calls = 0
+            self.cpu_started, self.wall_started = time.process_time(), time.monotonic()
+        self.num_calls += 1
+        super().send(member, message)
+
+    def _listen(self, member: Member) -> None:
+        self.num_calls += 1
+        super()._listen(member)
+
+
+@dataclass(frozen=True)
+class CallCost:
+    """Of a driver at work."""
+
+    actors: int
+    calls: int
+    seconds: float
+    """Processor time of the driver's process, all its threads, over its calls: Ray's part and the driver's own."""
+    units_per_second: float
+    """By the clock, actors and Ray's other processes on the same machine."""
+
+
+def measure_calls(num_actors: int, num_units: int) -> CallCost:
+    """Runs the driver with so many real actors; on a Ray of its own where this process has none."""
+    owns_ray = not ray.is_initialized()
+    if owns_ray:
+        start_local(1)
+    try:
+        config = RunConfig(cluster=ClusterConfig(replicas=ReplicasConfig(min=num_actors, max=num_actors)))
+        cluster: Any = _NullCluster()
+        order: Any = None
+        fleet = _CountingFleet(cluster, lambda: None, order, ray.remote(NullReplica))
+        try:
+            Driver(config, fleet, lambda: num_actors, null_run(num_units), metrics_of(num_units), StopSignal()).run()
+            cpu, wall = time.process_time() - fleet.cpu_started, time.monotonic() - fleet.wall_started
+        finally:
+            for member in list(fleet.members):
+                fleet.drop(member)
+        return CallCost(num_actors, fleet.num_calls, cpu / fleet.num_calls, num_units / wall)
+    finally:
+        if owns_ray:
+            ray.shutdown()
