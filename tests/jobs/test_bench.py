@@ -36,3 +36,11 @@ def test_the_drivers_own_cost_is_small() -> None:
     result = measure_driver(50, 2000, 4.0, show=lambda _: None)
     assert result["units_per_second"] > 2000 and result["lost_share"] < 0.01
     assert result["peak_bytes"] < 20_000_000
+
+
+@pytest.mark.faults
+def test_the_cost_of_rays_calls_with_real_actors() -> None:
+    from skipvar.benchmarks.ray_calls import measure_calls
+
+    cost = measure_calls(2, 300)
+    assert 300 <= cost.calls < 3000 and 0 < cost.seconds < 0.1 and cost.units_per_second > 10
