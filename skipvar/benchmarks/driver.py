@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from skipvar.benchmarks.null_run import UNIT_ROWS, metrics_of, null_report, null_run, null_started
+from skipvar.benchmarks.null_run import UNIT_ROWS, null_metrics, null_report, null_run, null_started
 from skipvar.config import ClusterConfig, ReplicasConfig, RunConfig
 from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Member
@@ -130,7 +130,7 @@ def measure_driver(
     config = RunConfig(cluster=ClusterConfig(replicas=ReplicasConfig(min=num_replicas, max=num_replicas)))
     fleet = SimulatedFleet(unit_seconds, call_seconds)
     played: Any = fleet
-    run, metrics = null_run(num_units), metrics_of(num_units)
+    run, metrics = null_run(num_units), null_metrics(num_units)
     driver = Driver(config, played, lambda: num_replicas, run, metrics, StopSignal(), clock=fleet.clock)
     before = _peak_bytes()
     driver.run()

@@ -19,7 +19,7 @@ def null_run(num_units: int) -> Any:
     return SimpleNamespace(units=units, num_units=num_units, unit_requests=UNIT_ROWS)
 
 
-def metrics_of(num_units: int) -> Metrics:
+def null_metrics(num_units: int) -> Metrics:
     return Metrics(num_units * UNIT_ROWS, 0)
 
 

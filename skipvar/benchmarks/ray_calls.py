@@ -5,11 +5,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
-from skipvar.benchmarks.null_run import metrics_of, null_report, null_run, null_started
-from skipvar.config import ClusterConfig, ReplicasConfig, RunConfig
-from skipvar.distributed.cluster import start_local
+from skipvar.benchmarks.null_run import null_metrics, null_report, null_run, null_started
+from skipvar.config import ClusterConfig, ModelSection, ReplicasConfig, RunConfig
+from skipvar.distributed.cluster import connect
 from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Fleet, Member
 from skipvar.distributed.messages import Progress, Stop, Stopped, Supply, ToDriver, ToReplica, UnitDone
@@ -17,7 +15,7 @@ from skipvar.distributed.stopping import StopSignal
 
 
 class NullReplica:
-    """Stands where a `ReplicaActor` does; makes nothing, and is done at once."""
+    """Speaks as `Replica` does; makes nothing, and is done at once."""
 
     def __init__(self, *_: Any) -> None:
         self._outbox: asyncio.Queue[ToDriver] = asyncio.Queue()
@@ -39,16 +37,6 @@ class NullReplica:
         while not self._outbox.empty():
             said.append(self._outbox.get_nowait())
         return tuple(said)
-
-
-class _NullCluster:
-    """Room for any number of actors."""
-
-    def actor_options(self) -> dict[str, Any]:
-        return {"num_cpus": 0}
-
-    def leaving_nodes(self) -> frozenset[str]:
-        return frozenset()
 
 
 class _CountingFleet(Fleet):
@@ -82,22 +70,18 @@ class CallCost:
 
 
 def measure_calls(num_actors: int, num_units: int) -> CallCost:
-    """Runs the driver with so many real actors; on a Ray of its own where this process has none."""
-    owns_ray = not ray.is_initialized()
-    if owns_ray:
-        start_local(1)
-    try:
-        config = RunConfig(cluster=ClusterConfig(replicas=ReplicasConfig(min=num_actors, max=num_actors)))
-        cluster: Any = _NullCluster()
-        order: Any = None
-        fleet = _CountingFleet(cluster, lambda: None, order, ray.remote(NullReplica))
+    """Runs the driver with so many real actors, on a local cluster of its own."""
+    replicas = ReplicasConfig(min=num_actors, max=num_actors)
+    config = RunConfig(model=ModelSection(device="cpu"), cluster=ClusterConfig(address="local", replicas=replicas))
+    order: Any = None
+    with connect(config) as cluster:
+        cluster.start()
+        fleet = _CountingFleet(cluster, lambda: None, order, NullReplica)
+        run, metrics = null_run(num_units), null_metrics(num_units)
         try:
-            Driver(config, fleet, lambda: num_actors, null_run(num_units), metrics_of(num_units), StopSignal()).run()
+            Driver(config, fleet, cluster.room, run, metrics, StopSignal()).run()
             cpu, wall = time.process_time() - fleet.cpu_started, time.monotonic() - fleet.wall_started
         finally:
             for member in list(fleet.members):
                 fleet.drop(member)
-        return CallCost(num_actors, fleet.num_calls, cpu / fleet.num_calls, num_units / wall)
-    finally:
-        if owns_ray:
-            ray.shutdown()
+    return CallCost(num_actors, fleet.num_calls, cpu / fleet.num_calls, num_units / wall)

@@ -15,7 +15,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 from skipvar.distributed.cluster import Cluster
 from skipvar.distributed.messages import Progress, ReplicaLost, RunFailed, Stop, Stopped, ToDriver, ToReplica
 from skipvar.distributed.opening import WorkOrder
-from skipvar.distributed.replica import ReplicaActor
+from skipvar.distributed.replica import Replica
 
 ASK_AGAIN_SECONDS = 1.0
 """Ray takes some seconds to tell a dead node from a slow one."""
@@ -55,10 +55,10 @@ class Fleet:
     """Creates replicas, tells them what to do, and hears what they say. A message costs the same for any number."""
 
     def __init__(
-        self, cluster: Cluster, build_engine: Callable[[], Any], order: WorkOrder, actor: Any = ReplicaActor
+        self, cluster: Cluster, build_engine: Callable[[], Any], order: WorkOrder, replica: type = Replica
     ) -> None:
-        """`actor` is the remote class of a replica."""
-        self._actor = actor
+        """`replica`: what runs in each actor; `Replica`, or what speaks as it does."""
+        self._actor: Any = ray.remote(replica)
         self._cluster, self._build_engine, self._order = cluster, build_engine, order
         self._numbers = itertools.count()
         self._answers: queue.SimpleQueue[tuple[Member, Future[tuple[ToDriver, ...]]]] = queue.SimpleQueue()

@@ -100,6 +100,3 @@ class Replica:
             num_encoders=self._num_encoders,
             after_step=EngineMetrics(engine.statistics, self.name).update,
         )
-
-
-ReplicaActor: Any = ray.remote(Replica)

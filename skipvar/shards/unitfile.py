@@ -168,7 +168,7 @@ class UnitFile:
         self._writer.close()
         data = self._sink.getvalue()
         start, end = _checksum_place(data)
-        return b"".join((data[:start], hashlib.sha256(data).hexdigest().encode(), data[end:]))
+        return b"".join((data[:start], _checksum(data, start, end), data[end:]))
 
 
 def has_own_checksum(data: bytes) -> bool | None:
@@ -177,8 +177,15 @@ def has_own_checksum(data: bytes) -> bool | None:
         start, end = _checksum_place(data)
     except ValueError:
         return None
-    blank = b"".join((data[:start], _NO_CHECKSUM.encode(), data[end:]))
-    return hashlib.sha256(blank).hexdigest().encode() == data[start:end]
+    return _checksum(data, start, end) == data[start:end]
+
+
+def _checksum(data: bytes, start: int, end: int) -> bytes:
+    """Of all the bytes, with zeros at its own place; in hexadecimal digits. Nothing of the file is copied."""
+    view, digest = memoryview(data), hashlib.sha256()
+    for part in (view[:start], _NO_CHECKSUM.encode(), view[end:]):
+        digest.update(part)
+    return digest.hexdigest().encode()
 
 
 def _checksum_place(data: bytes) -> tuple[int, int]:
@@ -217,7 +224,12 @@ def read_columns(storage: Storage, name: str, columns: Sequence[str] | None = No
     """Columns of a unit's file. Arrow's threads see bytes and no Python file: a thread that still waited for one at the
     interpreter's end would abort the process.
     """
-    buffer = pa.BufferReader(storage.read(name))
+    return columns_of(storage.read(name), columns)
+
+
+def columns_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """As `read_columns`, of a file's bytes."""
+    buffer = pa.BufferReader(data)
     return pq.read_table(
         buffer, columns=None if columns is None else list(columns), use_threads=False, pre_buffer=False
     )

@@ -24,6 +24,7 @@ from skipvar.shards.unitfile import (
     ERRORS,
     ContentHash,
     UnitFooter,
+    columns_of,
     data_name,
     expected_keys,
     has_own_checksum,
@@ -223,8 +224,9 @@ class _Checker:
         if footer.errors is None:
             return set()
         check.error_files.add(footer.errors)
-        self._check_bytes(footer.errors, self._storage.read(footer.errors), check)
-        table = read_columns(self._storage, footer.errors, ["position", "image_index"])
+        data = self._storage.read(footer.errors)
+        self._check_bytes(footer.errors, data, check)
+        table = columns_of(data, ["position", "image_index"])
         keys = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
         if len(keys) != footer.error_rows or len(set(keys)) != len(keys):
             check.problems.append(f"{footer.errors} does not have the {footer.error_rows} rows that {name} counts.")

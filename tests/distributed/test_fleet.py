@@ -4,6 +4,9 @@ from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+import skipvar.distributed.fleet
 from skipvar.distributed.fleet import Fleet
 from skipvar.distributed.messages import Progress, ToDriver
 
@@ -30,18 +33,21 @@ class Talkative:
         return answer
 
 
-def test_every_word_is_heard_in_order() -> None:
+@pytest.fixture
+def fleet(monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    """Of one replica that has much to say."""
+    monkeypatch.setattr(skipvar.distributed.fleet.ray, "remote", lambda replica: replica())
     cluster: Any = SimpleNamespace(actor_options=lambda: {"num_cpus": 1})
     order: Any = None
-    fleet = Fleet(cluster, lambda: None, order, Talkative())
-    fleet.grow(1)
+    made = Fleet(cluster, lambda: None, order, Talkative)
+    made.grow(1)
+    return made
+
+
+def test_every_word_is_heard_in_order(fleet: Fleet) -> None:
     heard = [message for _ in range(NUM_MESSAGES + 1) for _, message in fleet.events(0.0)]
     assert [message.num_steps for message in heard] == list(range(NUM_MESSAGES))
 
 
-def test_one_that_never_pauses_leaves_the_driver_its_turn() -> None:
-    cluster: Any = SimpleNamespace(actor_options=lambda: {"num_cpus": 1})
-    order: Any = None
-    fleet = Fleet(cluster, lambda: None, order, Talkative())
-    fleet.grow(1)
+def test_one_that_never_pauses_leaves_the_driver_its_turn(fleet: Fleet) -> None:
     assert len(list(fleet.events(0.0))) < NUM_MESSAGES
