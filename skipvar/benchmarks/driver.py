@@ -22,7 +22,6 @@ from skipvar.distributed.messages import Progress, ToDriver, UnitDone
 from skipvar.distributed.stopping import StopSignal
 from skipvar.types import UnitReport
 
-PROGRESS_SECONDS = 1.0
 MAX_EVENTS_A_ROUND = 1000
 
 
@@ -32,6 +31,8 @@ class _Replica:
     """When it will have made all that it holds."""
     num_read: int = 0
     num_published: int = 0
+    said_at: float = 0.0
+    report_seconds: float = 1.0
 
 
 class SimulatedFleet:
@@ -50,6 +51,7 @@ class SimulatedFleet:
         self._numbers = itertools.count()
         self._random = random.Random(0)
         self._mark = time.thread_time()
+        self._answering: Member | None = None
 
     def leaving_nodes(self) -> frozenset[str]:
         return frozenset()
@@ -62,8 +64,9 @@ class SimulatedFleet:
             self._at(self.now, member, None)
 
     def send(self, member: Member, message: Any) -> None:
-        self._charge(num_calls=1)
+        self._charge(num_calls=member is not self._answering)
         replica = self._replicas[member]
+        replica.report_seconds = message.report_seconds
         for assignment in message.assignments:
             self.lost_seconds += max(0.0, self.now - replica.free_at)
             seconds = self._random.uniform(0.5, 1.5) * self._unit_seconds
@@ -79,18 +82,32 @@ class SimulatedFleet:
             if not self._coming or self._coming[0][0] > self.now:
                 return
             _, _, member, report = heapq.heappop(self._coming)
+            if report is None and self._is_quiet(member):
+                continue
             self._charge(num_calls=1)
+            self._answering = member
             for message in self._said(member, report):
                 yield member, message
                 self._charge()
+            self._answering = None
+
+    def _is_quiet(self, member: Member) -> bool:
+        """It told how far it is with something else meanwhile; it will again in due time."""
+        replica = self._replicas[member]
+        due = replica.said_at + replica.report_seconds
+        if member.is_up and due > self.now:
+            self._at(due, member, None)
+            return True
+        return False
 
     def _said(self, member: Member, report: UnitReport | None) -> Iterator[ToDriver]:
-        """What a replica says now: that a unit is done, and how far it is (also once a second)."""
+        """What a replica says now: that a unit is done, and how far it is (also where it was quiet for too long)."""
         replica = self._replicas[member]
+        replica.said_at = self.now
         if not member.is_up:
             yield null_started()
         if report is None:
-            self._at(self.now + PROGRESS_SECONDS, member, None)
+            self._at(self.now + replica.report_seconds, member, None)
         else:
             replica.num_published += 1
             yield UnitDone(unit=report.unit, report=report)

@@ -10,7 +10,17 @@ from skipvar.config import ClusterConfig, ModelSection, ReplicasConfig, RunConfi
 from skipvar.distributed.cluster import connect
 from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Fleet, Member
-from skipvar.distributed.messages import Progress, Stop, Stopped, Supply, ToDriver, ToReplica, UnitDone
+from skipvar.distributed.messages import (
+    Progress,
+    Stop,
+    Stopped,
+    Supply,
+    ToDriver,
+    ToReplica,
+    UnitDone,
+    pack,
+    unpack,
+)
 from skipvar.distributed.stopping import StopSignal
 
 
@@ -32,11 +42,13 @@ class NullReplica:
             )
             self._outbox.put_nowait(Progress(num_published=self._num_done, num_read=self._num_done))
 
-    async def receive(self) -> tuple[ToDriver, ...]:
+    async def receive(self, messages: bytes) -> bytes:
+        for message in unpack(messages):
+            await self.send(message)
         said = [await self._outbox.get()]
         while not self._outbox.empty():
             said.append(self._outbox.get_nowait())
-        return tuple(said)
+        return pack(said)
 
 
 class _CountingFleet(Fleet):
@@ -49,12 +61,12 @@ class _CountingFleet(Fleet):
         if not self.wall_started:  # all replicas are up
             self.num_calls = 0
             self.cpu_started, self.wall_started = time.process_time(), time.monotonic()
-        self.num_calls += 1
+        self.num_calls += member is not self._answering
         super().send(member, message)
 
-    def _listen(self, member: Member) -> None:
+    def _listen(self, member: Member, messages: tuple[ToReplica, ...] = ()) -> None:
         self.num_calls += 1
-        super()._listen(member)
+        super()._listen(member, messages)
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,8 @@ class CallCost:
 
     actors: int
     calls: int
-    seconds: float
-    """Processor time of the driver's process, all its threads, over its calls: Ray's part and the driver's own."""
+    driver_seconds: float
+    """Processor time of the driver's process, all its threads: Ray's part and the driver's own."""
     units_per_second: float
     """By the clock, actors and Ray's other processes on the same machine."""
 
@@ -84,4 +96,4 @@ def measure_calls(num_actors: int, num_units: int) -> CallCost:
         finally:
             for member in list(fleet.members):
                 fleet.drop(member)
-    return CallCost(num_actors, fleet.num_calls, cpu / fleet.num_calls, num_units / wall)
+    return CallCost(num_actors, fleet.num_calls, cpu, num_units / wall)

@@ -67,10 +67,13 @@ def _bench_driver(arguments: argparse.Namespace) -> dict[str, Any]:
     call_seconds = 0.0
     if arguments.actors:
         cost = measure_calls(arguments.actors, NUM_MEASURED_UNITS)
-        call_seconds = cost.seconds
+        pace = cost.actors / cost.units_per_second
+        alone = measure_driver(cost.actors, NUM_MEASURED_UNITS, pace, show=lambda _: None)
+        call_seconds = max(0.0, cost.driver_seconds - alone["driver_seconds"]) / cost.calls
         print(
             f"{NUM_MEASURED_UNITS} units by {cost.actors} real actors on this machine: {cost.units_per_second:.0f} "
-            f"units/s, {cost.calls} calls that cost the driver {1e6 * cost.seconds:.0f} us of processor time each"
+            f"units/s by the clock; each of {cost.calls} calls took {1e6 * call_seconds:.0f} us of processor time, "
+            "beside the driver's own code"
         )
     return measure_driver(
         arguments.replicas, arguments.units, arguments.unit_seconds, show=print, call_seconds=call_seconds

@@ -64,6 +64,7 @@ class Cluster:
             "scheduling_strategy": "SPREAD",  # a node that is lost takes as few as possible along
             "max_restarts": 0,
             "max_task_retries": 0,
+            "enable_task_events": False,  # a line in the dashboard for every message helps nobody, and costs the driver
             "runtime_env": {"env_vars": environment},
         }
 

@@ -38,6 +38,8 @@ OPEN_FACTOR = 4
 """Unpublished requests a replica may hold, in multiples of what it wants."""
 NUM_SEARCHES = 3
 """The run gives up when replicas die as often as this many searches for a request at fault, without one success."""
+MAX_REPORTS_PER_SECOND = 100.0
+"""So many replicas tell every second how far they are; a larger fleet tells it less often."""
 MIN_COUNTED_REQUESTS = 100
 """The error budget is not judged on fewer."""
 WAITING_SECONDS = 30.0
@@ -84,13 +86,16 @@ class Driver:
 
         Raises `StoppedError`, or the `SkipvarError` of the replica that met it.
         """
-        while not self._dispatcher.is_done:
-            self._heed_audits()
-            if self._clock() - self._ticked >= TICK_SECONDS:
-                self._tick()
-            for member, message in self._fleet.events(TICK_SECONDS):
-                self._handle(member, message)
-            self._stop.check()
+        try:
+            while not self._dispatcher.is_done:
+                self._heed_audits()
+                if self._clock() - self._ticked >= TICK_SECONDS:
+                    self._tick()
+                for member, message in self._fleet.events(TICK_SECONDS):
+                    self._handle(member, message)
+                self._stop.check()
+        finally:
+            self._metrics.cost.tick(self._num_up)  # what ran since the last look costs as well
 
     def _tick(self) -> None:
         """What takes a look at every replica."""
@@ -163,7 +168,11 @@ class Driver:
             member.moved_at = self._clock()  # it was idle until now
         if given or is_more_coming != member.expects_more:
             member.expects_more = is_more_coming
-            self._fleet.send(member, Supply(assignments=tuple(given), is_more_coming=is_more_coming))
+            report_seconds = max(1.0, self._num_up / MAX_REPORTS_PER_SECOND)
+            self._fleet.send(
+                member,
+                Supply(assignments=tuple(given), is_more_coming=is_more_coming, report_seconds=report_seconds),
+            )
 
     def _may_have_another(self, member: Member) -> bool:
         num_held = len(self._dispatcher.held_by(member.name))

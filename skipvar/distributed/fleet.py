@@ -13,7 +13,17 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from skipvar.distributed.cluster import Cluster
-from skipvar.distributed.messages import Progress, ReplicaLost, RunFailed, Stop, Stopped, ToDriver, ToReplica
+from skipvar.distributed.messages import (
+    Progress,
+    ReplicaLost,
+    RunFailed,
+    Stop,
+    Stopped,
+    ToDriver,
+    ToReplica,
+    pack,
+    unpack,
+)
 from skipvar.distributed.opening import WorkOrder
 from skipvar.distributed.replica import Replica
 
@@ -61,10 +71,14 @@ class Fleet:
         self._actor: Any = ray.remote(replica)
         self._cluster, self._build_engine, self._order = cluster, build_engine, order
         self._numbers = itertools.count()
-        self._answers: queue.SimpleQueue[tuple[Member, Future[tuple[ToDriver, ...]]]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[Member, Future[bytes]]] = queue.SimpleQueue()
         """Of the replicas' `receive`; Ray's thread puts them in."""
         self._cut_off: list[tuple[float, Member]] = []
         """When to ask which of them again."""
+        self._answering: Member | None = None
+        """Whose message the driver acts on: what it sends that one meanwhile,"""
+        self._reply: list[ToReplica] = []
+        """goes with the next call of its `receive`: one call of Ray's instead of two."""
         self.members: list[Member] = []
 
     def grow(self, size: int) -> None:
@@ -83,10 +97,14 @@ class Fleet:
 
     def send(self, member: Member, message: ToReplica) -> None:
         """Tell a replica something; messages arrive in their order. That one is gone, `events` will say."""
-        member.actor.send.remote(message)
+        if member is self._answering:
+            self._reply.append(message)
+        else:
+            member.actor.send.remote(message)
 
     def events(self, timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
         """What replicas say, after waiting for something at most so long. A dropped replica is not heard any more."""
+        self._listen_again()
         self._ask_again()
         if self._cut_off:  # else a long wait, as at the end of a run, would put off asking again
             timeout_seconds = min(timeout_seconds, ASK_AGAIN_SECONDS)
@@ -96,8 +114,9 @@ class Fleet:
                 timeout_seconds = 0.0
                 if not member.is_gone:
                     yield from self._heard(member, answer)
+                    self._listen_again()
 
-    def _heard(self, member: Member, answer: "Future[tuple[ToDriver, ...]]") -> Iterator[tuple[Member, ToDriver]]:
+    def _heard(self, member: Member, answer: "Future[bytes]") -> Iterator[tuple[Member, ToDriver]]:
         if isinstance(answer.exception(), ActorUnavailableError):
             member.is_cut_off = True
             self._cut_off.append((time.monotonic() + ASK_AGAIN_SECONDS, member))
@@ -106,7 +125,7 @@ class Fleet:
         if member.is_cut_off and not isinstance(said[-1], ReplicaLost):
             said = (ReplicaLost(reason="its connection broke"),)
         if not isinstance(said[-1], ReplicaLost | Stopped | RunFailed):
-            self._listen(member)
+            self._answering = member
         for message in said:
             if not member.is_gone:
                 yield member, message
@@ -119,19 +138,31 @@ class Fleet:
                 self._listen(member)
         self._cut_off = [(due, member) for due, member in self._cut_off if due > now]
 
-    def _listen(self, member: Member) -> None:
-        answer = member.actor.receive.remote().future()
+    def _listen_again(self) -> None:
+        """Hear the replica whose message was acted on; at the latest before anything is waited for."""
+        if (member := self._answering) is not None:
+            reply = tuple(self._reply)
+            self._answering = None
+            self._reply.clear()
+            self._listen(member, reply)
+
+    def _listen(self, member: Member, messages: tuple[ToReplica, ...] = ()) -> None:
+        answer = member.actor.receive.remote(pack(messages)).future()
         answer.add_done_callback(lambda done: self._answers.put((member, done)))
 
     def drop(self, member: Member) -> None:
         """End a replica and hear it no more."""
         self.members.remove(member)
         member.is_gone = True
+        if member is self._answering:
+            self._answering = None
+            self._reply.clear()
         with contextlib.suppress(RayError):
             ray.kill(member.actor)
 
     def stop(self, timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
         """Let all replicas publish what is complete, then end them. Yields what they still say."""
+        self._listen_again()
         for member in list(self.members):
             if member.is_up and timeout_seconds:
                 self.send(member, Stop())
@@ -147,10 +178,10 @@ class Fleet:
             self.drop(member)
 
 
-def _said(answer: "Future[tuple[ToDriver, ...]]") -> tuple[ToDriver, ...]:
+def _said(answer: "Future[bytes]") -> tuple[ToDriver, ...]:
     """The messages that a call brought; at least one."""
     try:
-        return answer.result()
+        return unpack(answer.result())
     except RayTaskError as error:
         return (ReplicaLost(reason=f"{type(error.cause).__name__}: {error.cause}"),)
     except RayActorError as error:

@@ -1,6 +1,7 @@
 """Everything that driver and replicas say to each other: small frozen values, whatever the size of a unit."""
 
-from collections.abc import Mapping
+import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,8 @@ class Supply:
     assignments: tuple[Assignment, ...]
     is_more_coming: bool
     """More units follow as soon as the replica runs low. Else its part-full batches need not wait for company."""
+    report_seconds: float = 1.0
+    """How often the replica tells how far it is, where it needs nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Replica to driver: how far it is. Comes about every second at work, and when it runs low."""
+    """Replica to driver: how far it is. Comes every `Supply.report_seconds` at work, and when it runs low."""
 
     num_steps: int = 0
     """Batches run since it started."""
@@ -71,7 +74,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitDone:
-    """Replica to driver: a unit is published, or its isolation survived."""
+    """Replica to driver: a unit is published, or its isolation survived. Comes with the next `Progress`."""
 
     unit: int
     report: UnitReport | None
@@ -103,3 +106,14 @@ class ReplicaLost:
 
 ToReplica = Supply | Stop
 ToDriver = Started | Progress | UnitDone | Stopped | RunFailed | ReplicaLost
+
+
+def pack(messages: "Sequence[ToReplica | ToDriver]") -> bytes:
+    """For Ray, whose own pickling of objects costs the driver a third of a call (`make bench-driver`)."""
+    return pickle.dumps(tuple(messages))
+
+
+def unpack(packed: bytes) -> tuple[Any, ...]:
+    """What `pack` was given."""
+    messages: tuple[Any, ...] = pickle.loads(packed)
+    return messages

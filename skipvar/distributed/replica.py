@@ -5,7 +5,7 @@ import logging
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,8 @@ from skipvar.distributed.messages import (
     Stopped,
     ToDriver,
     ToReplica,
+    pack,
+    unpack,
 )
 from skipvar.distributed.opening import WorkOrder
 from skipvar.distributed.prometheus import EngineMetrics
@@ -45,7 +47,7 @@ class Replica:
         self.name = f"{name}@{socket.gethostname()}"
         self._build_engine, self._order, self._num_encoders = build_engine, order, num_encoders
         self._worker: Worker | None = None
-        self._outbox: queue.SimpleQueue[ToDriver] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Sequence[ToDriver]] = queue.SimpleQueue()
         threading.Thread(target=self._live, name="engine", daemon=True).start()
 
     async def send(self, message: ToReplica) -> None:
@@ -53,12 +55,17 @@ class Replica:
         assert self._worker is not None
         self._worker.post(message)
 
-    async def receive(self) -> tuple[ToDriver, ...]:
-        """What there is to say, as soon as there is anything."""
-        said = [await asyncio.to_thread(self._outbox.get)]
+    async def receive(self, messages: bytes) -> bytes:
+        """Take what the driver says in answer, then say what there is to say, as soon as there is anything.
+
+        Both `pack`ed.
+        """
+        for message in unpack(messages):
+            await self.send(message)
+        said = list(await asyncio.to_thread(self._outbox.get))
         while not self._outbox.empty():
-            said.append(self._outbox.get())
-        return tuple(said)
+            said.extend(self._outbox.get())
+        return pack(said)
 
     def _live(self) -> None:
         """Load the model, work until the driver says `Stop`, and tell how it ended."""
@@ -70,16 +77,15 @@ class Replica:
                 logging.getLogger("skipvar").setLevel(logging.INFO)
                 self._worker = self._make_worker(engine, storage)
                 wanted, node = self._worker.wanted_requests, ray.get_runtime_context().get_node_id()
-                self._outbox.put(Started(report=engine.report, wanted_requests=wanted, node=node))
+                self._outbox.put([Started(report=engine.report, wanted_requests=wanted, node=node)])
                 self._worker.run()
-            self._outbox.put(
-                Stopped(statistics=engine.statistics.to_dict())
-            )  # its log is closed: the driver ends it now
+            # its log is closed: the driver ends it now
+            self._outbox.put([Stopped(statistics=engine.statistics.to_dict())])
         except SkipvarError as error:
-            self._outbox.put(RunFailed(error=error))
+            self._outbox.put([RunFailed(error=error)])
         except BaseException as error:
             logger.exception("The engine failed")
-            self._outbox.put(ReplicaLost(reason=f"{type(error).__name__}: {error}"))
+            self._outbox.put([ReplicaLost(reason=f"{type(error).__name__}: {error}")])
 
     def _make_worker(self, engine: Any, storage: Storage) -> Worker:
         order = self._order

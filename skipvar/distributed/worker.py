@@ -22,7 +22,6 @@ NUM_PUBLISHERS = 4
 """Uploads at a time: they wait on the network, not on a processor."""
 MAX_ENCODING = 64
 """The engine waits while so many results wait for an encoder: their pixels take memory."""
-PROGRESS_SECONDS = 1.0
 
 
 class EngineInterface(Protocol):
@@ -101,16 +100,16 @@ class Worker:
         engine: EngineInterface,
         read_requests: Callable[[Assignment], Iterable[Request | Failure]],
         open_writer: Callable[[Assignment], Writer],
-        send: Callable[[ToDriver], None],
+        say: Callable[[Sequence[ToDriver]], None],
         *,
         wanted_requests: int,
         num_encoders: int = 2,
         after_step: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`send` takes what the driver is to know; `wanted_requests` as in `Started`. `after_step` is called by the
-        engine's thread with the number of requests that have no result yet."""
+        """`say` takes what the driver is to know, in one go; `wanted_requests` as in `Started`. `after_step` is called
+        by the engine's thread with the number of requests that have no result yet."""
         self._engine = engine
-        self._read_requests, self._open_writer, self._send = read_requests, open_writer, send
+        self._read_requests, self._open_writer, self._say = read_requests, open_writer, say
         self._after_step = after_step
         self.wanted_requests = wanted_requests
         self._inbox: queue.SimpleQueue[Supply | Stop | FromInside] = queue.SimpleQueue()
@@ -120,7 +119,9 @@ class Worker:
         self._num_reading = self._num_storing = self._num_publishing = 0
         self._num_steps = self._num_published = self._num_read = 0
         self._is_more_coming, self._is_stopping, self._has_asked = False, False, False
-        self._reported, self._reported_at = Progress(), time.monotonic()
+        self._done: list[UnitDone] = []
+        """What the next report takes along."""
+        self._reported, self._reported_at, self._report_seconds = Progress(), time.monotonic(), 1.0
         self._reader = ThreadPoolExecutor(1, "reader")
         self._encoders = ThreadPoolExecutor(num_encoders, "encoder")
         self._publishers = ThreadPoolExecutor(NUM_PUBLISHERS, "publisher")
@@ -138,6 +139,8 @@ class Worker:
                     self._step()
                 self._report()
         finally:
+            if self._done:
+                self._say(self._done)
             for pool in (self._reader, self._encoders, self._publishers):
                 pool.shutdown(wait=False, cancel_futures=True)
 
@@ -171,8 +174,8 @@ class Worker:
     def _take_messages(self, *, wait: bool) -> None:
         """Act on what has arrived; with `wait`, on one at least, or on none once the next report is due."""
         try:
-            timeout = None if self._progress() == self._reported else PROGRESS_SECONDS
-            self._act(self._inbox.get(block=wait, timeout=timeout))
+            has_news = self._done or self._progress() != self._reported
+            self._act(self._inbox.get(block=wait, timeout=self._until_report() if has_news else None))
             while True:
                 self._act(self._inbox.get(block=False))
         except queue.Empty:
@@ -182,6 +185,7 @@ class Worker:
         match message:
             case Supply():
                 self._is_more_coming, self._has_asked = message.is_more_coming, False
+                self._report_seconds = message.report_seconds
                 for assignment in message.assignments:
                     self._open[assignment.unit.index] = _OpenUnit(assignment)
                     self._num_reading += 1
@@ -235,19 +239,26 @@ class Worker:
 
     def _finish(self, index: int, report: UnitReport | None) -> None:
         del self._open[index]
-        self._send(UnitDone(unit=index, report=report))
+        self._done.append(UnitDone(unit=index, report=report))
 
     def _report(self) -> None:
-        """Tell the driver how far this is: once when more is needed, else about every second where something moved."""
-        is_low = self._is_more_coming and self._num_unfinished < self.wanted_requests and not self._num_reading
-        asks = is_low and not self._has_asked
-        if not asks and time.monotonic() - self._reported_at < PROGRESS_SECONDS:
+        """Tell the driver what is done and how far this is: where it runs low, else after `report_seconds`.
+
+        A driver of a thousand replicas hears of a unit once; it hands out the next with its answer.
+        """
+        is_low = self._num_unfinished < self.wanted_requests and not self._num_reading
+        asks = is_low and self._is_more_coming and not self._has_asked
+        if not asks and not (is_low and self._done) and self._until_report() > 0:
             return
         progress = self._progress()
-        if asks or progress != self._reported:
+        if asks or self._done or progress != self._reported:
             self._has_asked |= asks
-            self._send(progress)
+            self._say((*self._done, progress))
+            self._done.clear()
         self._reported, self._reported_at = progress, time.monotonic()
+
+    def _until_report(self) -> float:
+        return max(0.0, self._reported_at + self._report_seconds - time.monotonic())
 
     def _progress(self) -> Progress:
         made = sum((unit.made for unit in self._open.values() if unit.writer is not None), Counter[str | None]())

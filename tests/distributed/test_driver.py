@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from skipvar.config import ClusterConfig, ReplicasConfig, RunConfig
+from skipvar.config import BudgetConfig, ClusterConfig, ReplicasConfig, RunConfig
+from skipvar.distributed.cost import Cost
 from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Member
 from skipvar.distributed.messages import (
@@ -258,3 +259,13 @@ def test_a_signal_stops_between_events() -> None:
 def test_nothing_to_do_starts_nothing() -> None:
     fleet, _ = drive(num_units=0)
     assert fleet.created == 0 and not fleet.pending
+
+
+def test_what_runs_after_the_last_look_costs_too() -> None:
+    fleet = PlayedFleet(play_well)
+    now = iter(range(1000))
+    driver = make_driver(fleet)
+    driver._metrics.cost = Cost(BudgetConfig(), clock=lambda: next(now))
+    driver._tick = lambda: fleet.grow(1)  # type: ignore[method-assign]  # nothing is looked at after the start
+    driver.run()
+    assert driver._metrics.cost.replica_seconds == 1

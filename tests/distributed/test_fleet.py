@@ -8,7 +8,7 @@ import pytest
 
 import skipvar.distributed.fleet
 from skipvar.distributed.fleet import Fleet
-from skipvar.distributed.messages import Progress, ToDriver
+from skipvar.distributed.messages import Progress, Stop, Supply, ToReplica, pack, unpack
 
 NUM_MESSAGES = 20
 
@@ -18,18 +18,29 @@ class Talkative:
 
     def __init__(self, num_messages: int = NUM_MESSAGES) -> None:
         self._left = iter(range(num_messages))
+        self.taken: list[tuple[ToReplica, ...]] = []
+        self.sent: list[ToReplica] = []
 
     def options(self, **_: Any) -> "Talkative":
         return self
 
     def remote(self, *_: Any) -> Any:
-        return SimpleNamespace(receive=SimpleNamespace(remote=lambda: SimpleNamespace(future=self._answer)))
+        return SimpleNamespace(
+            receive=SimpleNamespace(remote=self._receive),
+            send=SimpleNamespace(remote=self.sent.append),
+            taken=self.taken,
+            sent=self.sent,
+        )
 
-    def _answer(self) -> "Future[tuple[ToDriver, ...]]":
-        answer: Future[tuple[ToDriver, ...]] = Future()
+    def _receive(self, messages: bytes) -> Any:
+        self.taken.append(unpack(messages))
+        return SimpleNamespace(future=self._answer)
+
+    def _answer(self) -> "Future[bytes]":
+        answer: Future[bytes] = Future()
         number = next(self._left, None)
         if number is not None:
-            answer.set_result((Progress(num_steps=number),))
+            answer.set_result(pack([Progress(num_steps=number)]))
         return answer
 
 
@@ -51,3 +62,27 @@ def test_every_word_is_heard_in_order(fleet: Fleet) -> None:
 
 def test_one_that_never_pauses_leaves_the_driver_its_turn(fleet: Fleet) -> None:
     assert len(list(fleet.events(0.0))) < NUM_MESSAGES
+
+
+def test_what_is_sent_in_answer_goes_with_the_next_call_and_in_order(fleet: Fleet) -> None:
+    [member] = fleet.members
+    replies = [Supply(assignments=(), is_more_coming=is_more) for is_more in (True, False)]
+    fleet.send(member, before := Stop())
+    for message in fleet.events(0.0):
+        for reply in replies:
+            fleet.send(member, reply)
+        assert message
+        break  # as where the driver stops the run at a message
+    events = fleet.events(0.0)
+    next(events)
+    assert member.actor.sent == [before]
+    assert member.actor.taken[:2] == [(), tuple(replies)]
+
+
+def test_a_dropped_replica_gets_no_answer(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(skipvar.distributed.fleet.ray, "kill", lambda actor: None)
+    for member, _ in fleet.events(0.0):
+        fleet.send(member, Stop())
+        fleet.drop(member)
+    assert not list(fleet.events(0.0))
+    assert member.actor.taken == [()] and member.actor.sent == []

@@ -42,17 +42,23 @@ class Bench:
     def __init__(self, engine: FakeEngine | None = None, read_requests=read, writer=FakeWriter) -> None:
         self.engine = engine or FakeEngine()
         self.published: dict[int, list[Image | Failure]] = {}
+        self.reports: list[Sequence[ToDriver]] = []
         self.said: queue.Queue[ToDriver] = queue.Queue()
         self.error: Exception | None = None
         self.worker = Worker(
             self.engine,
             read_requests,
             lambda given: writer(given, self.published),
-            self.said.put,
+            self._say,
             wanted_requests=WANTED,
         )
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
+
+    def _say(self, messages: Sequence[ToDriver]) -> None:
+        self.reports.append(tuple(messages))
+        for message in messages:
+            self.said.put(message)
 
     def _run(self) -> None:
         try:
@@ -158,6 +164,31 @@ def test_it_asks_once_when_it_runs_low() -> None:
     asked = [bench.said.get_nowait() for _ in range(bench.said.qsize())]
     assert len(asked) == 1 and isinstance(asked[0], Progress)
     bench.stop()
+
+
+def test_a_well_supplied_worker_is_heard_when_it_runs_low_and_tells_all_in_one_go() -> None:
+    bench = Bench()
+    units = tuple(assignment(index) for index in range(10))
+    bench.worker.post(Supply(assignments=units, is_more_coming=True, report_seconds=60.0))
+    report = bench.wait_for(Progress)
+    assert isinstance(report, Progress) and report.num_unfinished < WANTED
+    [first] = bench.reports[:1]
+    assert first[-1] == report and report.num_published == len(first) - 1 > 0
+    bench.supply(more=False)
+    bench.done(len(units) - report.num_published)
+    bench.stop()
+
+
+def test_what_is_done_is_told_before_the_end() -> None:
+    gate = threading.Event()
+    bench = Bench(writer=slow_until(gate))
+    bench.worker.post(Supply(assignments=(assignment(0),), is_more_coming=False))
+    bench.wait_for(Progress)
+    bench.worker.post(Supply(assignments=tuple(map(assignment, range(1, 20))), is_more_coming=True, report_seconds=60))
+    bench.worker.post(Stop())
+    gate.set()
+    bench.thread.join(timeout=20)
+    assert 0 in {message.unit for report in bench.reports for message in report if isinstance(message, UnitDone)}
 
 
 def test_an_isolation_publishes_nothing() -> None:

@@ -43,4 +43,4 @@ def test_the_cost_of_rays_calls_with_real_actors() -> None:
     from skipvar.benchmarks.ray_calls import measure_calls
 
     cost = measure_calls(2, 300)
-    assert 300 <= cost.calls < 3000 and 0 < cost.seconds < 0.1 and cost.units_per_second > 10
+    assert 75 <= cost.calls < 1000 and 0 < cost.driver_seconds < 60 and cost.units_per_second > 10
