@@ -30,9 +30,9 @@ def build_local_engine(config: RunConfig, resolved: Resolved | None = None) -> "
     rule = None
     if resolved.policy.name == TRIALS:
         from skipvar.engine.trials import TrialRule
-        from skipvar.quality.similarity import psnr, ssim
+        from skipvar.quality.similarity import find_lpips, psnr, ssim
 
-        rule = TrialRule(ssim, psnr)
+        rule = TrialRule(ssim, psnr, find_lpips())
     engine = build_engine(replace(config, model=_with_local_files(config.model, config.storage)), resolved, rule)
     if fraction := config.audit.fraction:
         from skipvar.engine.audit import AuditRule

@@ -79,6 +79,8 @@ class Trial:
     """Of each strategy's image to the one of `base`; so is `psnr`."""
     psnr: Mapping[str, float | None]
     """In dB; None where no pixel differs."""
+    lpips: Mapping[str, float] | None = None
+    """0 where no pixel differs; None where LPIPS cannot be computed."""
     seconds: Mapping[str, float]
     """Of each strategy: its share of text, prefix, its own scales (whoever shared them) and decoding, without probe."""
     probes: Sequence[TrialProbe]

@@ -35,6 +35,7 @@ class TrialRule:
     ssim: Comparison
     psnr: Comparison
     """In dB; infinite where no pixel differs."""
+    lpips: Comparison | None = None
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,13 @@ class TrialEngine(Engine):
         base = np.broadcast_to(pixels["base"], mine.shape)
         with self._timed("compare", [image]):
             ssim, psnr = self._rule.ssim(mine, base).tolist(), self._rule.psnr(mine, base).tolist()
+            lpips = None if self._rule.lpips is None else self._rule.lpips(mine, base).tolist()
         share = prefix_seconds + decode_seconds
         num_images = len(branches["base"].is_finite)
         scores = {
             "ssim": {"base": 1.0, **dict(zip(others, ssim, strict=True))},
             "psnr": {"base": None} | {n: v if np.isfinite(v) else None for n, v in zip(others, psnr, strict=True)},
+            "lpips": None if lpips is None else {"base": 0.0, **dict(zip(others, lpips, strict=True))},
             "seconds": {name: share + branches[name].seconds / num_images for name in STRATEGY_NAMES},
         }
         return pixels["base"], scores

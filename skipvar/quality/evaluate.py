@@ -46,6 +46,8 @@ class Score:
     """95%, of the share under the floor."""
     mean_psnr: float | None
     """In dB, over the images that differ from `base`; None where none does."""
+    mean_lpips: float | None
+    """Over the images where it was computed; None: nowhere."""
     cost_share: float
     """Token-forwards over those of `base`."""
     strategies: Mapping[str, int]
@@ -78,6 +80,7 @@ def score(choice: Choice, table: TrialTable, prompt_set: str, floor: float, cost
     named = list(enumerate(choice.strategies))
     ssim = np.array([table.scores[place].ssim[name] for place, name in named])
     psnr = [value for place, name in named if (value := table.psnr[place][name]) is not None]
+    lpips = [values[name] for place, name in named if (values := table.lpips[place]) is not None]
     misses = int((ssim < floor).sum())
     names = [name for _, name in named]
     return Score(
@@ -89,6 +92,7 @@ def score(choice: Choice, table: TrialTable, prompt_set: str, floor: float, cost
         misses=misses,
         interval=share_interval(misses, len(named)),
         mean_psnr=float(np.mean(psnr)) if psnr else None,
+        mean_lpips=float(np.mean(lpips)) if lpips else None,
         cost_share=float(np.mean([costs[name] for name in names]) / costs["base"]),
         strategies={name: names.count(name) for name in sorted(set(names))},
     )
@@ -138,6 +142,7 @@ def evaluate(
                     "share_under_floor": round(one.share_under_floor, 4),
                     "interval": [round(value, 4) for value in one.interval],
                     "mean_psnr": None if one.mean_psnr is None else round(one.mean_psnr, 2),
+                    "mean_lpips": None if one.mean_lpips is None else round(one.mean_lpips, 4),
                     "token_forwards_share": round(one.cost_share, 4),
                     "speedup_token_forwards": round(1 / one.cost_share, 3),
                     "above_fixed_hull": round(one.mean_ssim - hull, 4),
@@ -162,6 +167,7 @@ def image_rows(
             "strategy": (strategy := choice.strategies[place]),
             "ssim": trial.ssim[strategy],
             "psnr": table.psnr[place][strategy],
+            "lpips": None if (lpips := table.lpips[place]) is None else lpips[strategy],
             "token_forwards_share": costs[strategy] / costs["base"],
         }
         for name, table in sets.items()
@@ -178,9 +184,9 @@ def markdown(rows: Sequence[Mapping[str, Any]], model: str) -> str:
         lines += [
             f"## {name}: {some[0]['images']} prompts, SSIM floor {some[0]['floor']}",
             "",
-            "| policy | SSIM | 5% | under the floor (95%) | PSNR | token-forwards | above hull | saved at equal misses "
-            "| batch of 1 | full batches |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "| policy | SSIM | 5% | under the floor (95%) | PSNR | LPIPS | token-forwards | above hull "
+            "| saved at equal misses | batch of 1 | full batches |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
             *(_line(row) for row in some),
             "",
         ]
@@ -201,9 +207,10 @@ def _line(row: Mapping[str, Any]) -> str:
 
     low, high = row["interval"]
     psnr = "–" if row["mean_psnr"] is None else f"{row['mean_psnr']:.1f} dB"
+    lpips = "–" if row["mean_lpips"] is None else f"{row['mean_lpips']:.3f}"
     return (
         f"| {row['policy']} | {row['mean_ssim']:.3f} | {row['fifth_percentile']:.3f} "
-        f"| {row['share_under_floor']:.1%} ({low:.1%} to {high:.1%}) | {psnr} | {times('speedup_token_forwards')} "
-        f"| {row['above_fixed_hull']:+.4f} | {row['saved_at_equal_misses']:.1%} "
+        f"| {row['share_under_floor']:.1%} ({low:.1%} to {high:.1%}) | {psnr} | {lpips} "
+        f"| {times('speedup_token_forwards')} | {row['above_fixed_hull']:+.4f} | {row['saved_at_equal_misses']:.1%} "
         f"| {times('speedup_one')} | {times('speedup')} |"
     )

@@ -1,7 +1,12 @@
-"""How similar two images are: SSIM and PSNR as torchmetrics computes them, image by image."""
+"""How similar two images are: SSIM, PSNR and LPIPS as torchmetrics computes them, image by image."""
+
+import logging
+from collections.abc import Callable
 
 import numpy as np
 import torch
+
+logger = logging.getLogger(__name__)
 
 
 def ssim(images: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -27,6 +32,33 @@ def psnr(images: np.ndarray, references: np.ndarray) -> np.ndarray:
         _planes(images), _planes(references), data_range=255.0, reduction="none", dim=(1, 2, 3)
     )
     return value.numpy()
+
+
+def find_lpips() -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+    """LPIPS (arXiv 1801.03924, on AlexNet) of image pairs: two `(B, H, W, 3)` uint8 -> `(B,)` float32, 0 for equal
+    images.
+
+    None where torchvision is not installed, or AlexNet's weights, which it fetches once, cannot be had (a warning).
+    Images are at least 64 pixels wide and high.
+    """
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        measure = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True, reduction="none")
+    except ModuleNotFoundError:
+        return None
+    except (OSError, RuntimeError) as error:
+        logger.warning("No LPIPS: torchvision has not got AlexNet's weights (%s)", error)
+        return None
+
+    def lpips(images: np.ndarray, references: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            value = measure(_planes(images) / 255.0, _planes(references) / 255.0)
+        measure.reset()  # it would keep every value that it ever returned
+        found: np.ndarray = value.reshape(-1).numpy()
+        return found
+
+    return lpips
 
 
 def _planes(values: np.ndarray) -> torch.Tensor:

@@ -16,7 +16,7 @@ from skipvar.skip.certify import SHARES, allowed_misses
 from skipvar.types import Probe
 
 _COLUMNS = (
-    "position", "image_index", "prompt", "trial_ssim", "trial_psnr", "trial_seconds", "trial_probes",
+    "position", "image_index", "prompt", "trial_ssim", "trial_psnr", "trial_lpips", "trial_seconds", "trial_probes",
     "trial_probe_seconds", "trial_latents", "trial_early_latents", "trial_latent_seconds",
 )  # fmt: skip
 GROUP_COLUMN = "group"
@@ -30,6 +30,8 @@ class TrialTable:
     scores: Sequence[TrialScores]
     psnr: Sequence[dict[str, float | None]]
     """By strategy; None for equal images."""
+    lpips: Sequence[dict[str, float] | None]
+    """By strategy; None where it was not computed."""
     seconds: dict[str, float]
     """Mean of an image, by strategy, without the probe."""
     probe_seconds: dict[int, float]
@@ -66,6 +68,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> TrialTable:
     return TrialTable(
         scores=scores,
         psnr=[row["trial_psnr"] for row in rows],
+        lpips=[row.get("trial_lpips") for row in rows],
         seconds={
             name: float(np.mean([row["trial_seconds"][name] for row in rows])) for name in rows[0]["trial_seconds"]
         },

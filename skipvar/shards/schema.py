@@ -58,6 +58,7 @@ _OWN = (
 _TRIAL = (
     ("trial_ssim", pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])),
     ("trial_psnr", pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])),
+    ("trial_lpips", pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])),
     ("trial_seconds", pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])),
     (
         "trial_probes",

@@ -264,6 +264,7 @@ def _trial_columns(trial: Trial) -> dict[str, Any]:
     return {
         "trial_ssim": dict(trial.ssim),
         "trial_psnr": dict(trial.psnr),
+        "trial_lpips": None if trial.lpips is None else dict(trial.lpips),
         "trial_seconds": dict(trial.seconds),
         "trial_probes": [{"grid_scale": one.grid_scale, **asdict(one.probe)} for one in trial.probes],
         "trial_probe_seconds": [one.seconds for one in trial.probes],

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import skipvar.quality.similarity
 from skipvar.config import ModelSection, RunConfig
 from skipvar.engine.sampler import SamplingRules
 from skipvar.engine.trials import TrialEngine, make_trials
@@ -59,6 +60,22 @@ def test_an_engine_s_trials_are_those_of_each_strategy_alone(
         channels = engine.pipeline.config.transformer.latent_channels
         assert len(image.trial.latents) == len(image.trial.early_latents) == channels * LATENT_CELLS**2
         assert image.trial.latents != image.trial.early_latents and image.trial.seconds["base"] > 0
+
+
+def test_lpips_is_there_where_it_can_be_had(
+    run_config: Callable[..., RunConfig], make_request: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def largest(images: np.ndarray, references: np.ndarray) -> np.ndarray:
+        return np.abs(images.astype(float) - references).max((1, 2, 3)) / 255
+
+    _, plain = run(run_config("trials"), [make_request(0)])
+    monkeypatch.setattr(skipvar.quality.similarity, "find_lpips", lambda: largest)
+    engine, made = run(run_config("trials"), [make_request(0)])
+    twins = {name: generate_one(engine.pipeline, make_request(0), name).pixels for name in STRATEGY_NAMES}
+    assert plain[0].trial is not None and plain[0].trial.lpips is None
+    assert made[0].trial is not None and made[0].trial.lpips == {
+        name: float(largest(twins[name][None], twins["base"][None])[0]) for name in STRATEGY_NAMES
+    }
 
 
 def test_a_trial_s_probe_is_the_one_that_a_run_takes(

@@ -40,7 +40,8 @@ def table(count: int) -> TrialTable:
         probe = Probe(sobel_change=float(is_fine), fft_high_frequency_ratio=0.1)
         scores.append(TrialScores({4: probe}, {name: 1 - lost for name, lost in loss.items()}, f"p{place}"))
         psnr.append({name: None if name == "base" else 30.0 for name in STRATEGY_NAMES})
-    return TrialTable(scores, psnr, dict.fromkeys(STRATEGY_NAMES, 1.0), {4: 0.1}, 0.001)
+    lpips = [None if place % 4 else dict.fromkeys(STRATEGY_NAMES, 0.5) for place in range(count)]
+    return TrialTable(scores, psnr, lpips, dict.fromkeys(STRATEGY_NAMES, 1.0), {4: 0.1}, 0.001)
 
 
 def test_the_hull_is_that_of_all_mixtures() -> None:
@@ -69,6 +70,7 @@ def test_a_policy_that_knows_is_above_the_hull_and_fixed_ones_lie_on_or_under_it
     assert found["mixed", "skip_3"]["share_under_floor"] == 0.5
     low, high = found["mixed", "skip_3"]["interval"]
     assert low < 0.5 < high and found["mixed", "base"]["mean_psnr"] is None
+    assert found["mixed", "skip_3"]["mean_lpips"] == 0.5
     assert all(row["above_fixed_hull"] <= 1e-4 for row in rows if row["is_fixed"])
     text = markdown(rows, "infinity_2b")
     assert "## mixed: 40 prompts" in text and "| FastVAR, as the paper measures it | 2.53 x | 0.692 |" in text
