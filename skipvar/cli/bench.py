@@ -14,6 +14,8 @@ from skipvar.cli.running import Parser, number, read_config, run_job, whole
 from skipvar.config import RunConfig
 
 NUM_MEASURED_UNITS = 10_000
+MAX_ACTORS = 256
+"""Each is a process of this machine."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.bench") -> int:
@@ -29,7 +31,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.bench") 
     parser.add_argument("--replicas", type=whole(1), default=1000, help="simulated replicas of the driver")
     parser.add_argument("--units", type=whole(1), default=1_000_000, help="units that the driver hands out")
     parser.add_argument(
-        "--actors", type=whole(0), default=8, help="real ones, to measure Ray's calls with; 0: leave those out"
+        "--actors",
+        type=whole(0, MAX_ACTORS),
+        default=8,
+        help="real ones, to measure Ray's calls with; 0: leave those out",
     )
     parser.add_argument(
         "--unit-seconds",

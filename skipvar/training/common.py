@@ -113,7 +113,11 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
     """Raises `InputError` where `stage` of `jobs.train_emoji` has not made it yet."""
     if not path.exists():
         raise InputError(f"{path} is not there: `python -m jobs.train_emoji {stage}` makes it")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler's own error type is not public
+        raise InputError(f"{path}: not a readable checkpoint; move it away, and `{stage}` makes a new one") from error
+    return state
 
 
 def read_history(path: Path) -> list[str]:

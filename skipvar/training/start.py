@@ -4,12 +4,15 @@ A source folder is one that `export` wrote, or holds `vae.pt` and `transformer.p
 precision and no optimizer's state will do) with the `tokenizer.json` of the text encoder. Words are matched by name.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -37,15 +40,29 @@ def restore(recipe: Recipe, folders: Folders, source: Path, parts: tuple[str, ..
         if targets[part].exists():
             raise InputError(f"{targets[part]} is there: restoring would overwrite a run; move it away first")
     if "vae" in parts:
-        start = _read_vae(source)
+        with _told(source):
+            start = _read_vae(source)
         _save_start(targets["vae"], start, folders.run / "vae_log.jsonl")
         _remember(folders, source, "The autoencoder", start)
     if "transformer" in parts:
-        start = _read_transformer(source)
-        start.facts["encoder_sha256"] = encoder_sha256(load_autoencoder(folders).encoder)
-        start.weights = _with_words_of(recipe, start, _read_vocabulary(source))
+        with _told(source):
+            start = _read_transformer(source)
+            start.facts["encoder_sha256"] = encoder_sha256(load_autoencoder(folders).encoder)
+            start.weights = _with_words_of(recipe, start, _read_vocabulary(source))
         _save_start(targets["transformer"], start, folders.run / "transformer_log.jsonl")
         _remember(folders, source, "The transformer", start)
+
+
+@contextlib.contextmanager
+def _told(source: Path) -> Iterator[None]:
+    """What is wrong with a source's files, as one sentence."""
+    try:
+        yield
+    except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{source}: its weights cannot be used ({type(error).__name__}: {error}); give a folder that "
+            "`jobs.train_emoji export` wrote, or one with the checkpoints of a run"
+        ) from error
 
 
 def _remember(folders: Folders, source: Path, what: str, start: "_Start") -> None:

@@ -279,6 +279,37 @@ def test_starts_from_anothers_checkpoints_with_words_matched_by_name(folders: Fo
     assert trainer.step == 3
 
 
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def without_weights(file: Path) -> None:
+    torch.save({"step": 3}, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("vae.pt", cut_short),
+        ("vae.pt", without_weights),
+        ("transformer.pt", cut_short),
+        ("transformer.pt", without_weights),
+        ("tokenizer.json", cut_short),
+        ("vae.pt", lambda file: file.write_text("no checkpoint")),
+    ],
+)
+def test_damaged_sources_are_told_in_a_sentence(
+    folders: Folders, tmp_path: Path, name: str, damage: Callable[[Path], object]
+) -> None:
+    source, again = tmp_path / "source", Folders(packages=folders.packages, run=tmp_path / "run")
+    shutil.copytree(folders.run, source)
+    again.run.mkdir()
+    build_tokenizer().save_pretrained(source)
+    damage(source / name)
+    with pytest.raises(InputError, match=str(source)):
+        restore(RECIPE, again, source)
+
+
 def test_a_start_without_its_words_is_refused(folders: Folders, tmp_path: Path) -> None:
     source, again = tmp_path / "source", Folders(packages=folders.packages, run=tmp_path / "run")
     shutil.copytree(folders.run, source)
