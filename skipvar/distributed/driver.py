@@ -168,11 +168,16 @@ class Driver:
             member.moved_at = self._clock()  # it was idle until now
         if given or is_more_coming != member.expects_more:
             member.expects_more = is_more_coming
-            report_seconds = max(1.0, self._num_up / MAX_REPORTS_PER_SECOND)
-            self._fleet.send(
-                member,
-                Supply(assignments=tuple(given), is_more_coming=is_more_coming, report_seconds=report_seconds),
+            supply = Supply(
+                assignments=tuple(given), is_more_coming=is_more_coming, report_seconds=self._report_seconds
             )
+            self._fleet.send(member, supply)
+
+    @property
+    def _report_seconds(self) -> float:
+        """How often a replica tells how far it is: several times before it would be taken for hanging."""
+        timeout = self._config.cluster.replica_timeout_seconds
+        return min(max(1.0, self._num_up / MAX_REPORTS_PER_SECOND), timeout / 4)
 
     def _may_have_another(self, member: Member) -> bool:
         num_held = len(self._dispatcher.held_by(member.name))

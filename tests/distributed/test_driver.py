@@ -269,3 +269,12 @@ def test_what_runs_after_the_last_look_costs_too() -> None:
     driver._tick = lambda: fleet.grow(1)  # type: ignore[method-assign]  # nothing is looked at after the start
     driver.run()
     assert driver._metrics.cost.replica_seconds == 1
+
+
+@pytest.mark.parametrize(("num_up", "timeout", "seconds"), [(1, 600, 1), (1000, 600, 10), (1000, 8, 2), (1, 2, 0.5)])
+def test_a_large_fleet_reports_less_often_but_before_it_is_taken_for_hanging(
+    num_up: int, timeout: float, seconds: float
+) -> None:
+    driver = make_driver(PlayedFleet(play_well), cluster=ClusterConfig(replica_timeout_seconds=timeout))
+    driver._num_up = num_up
+    assert driver._report_seconds == seconds
