@@ -79,24 +79,29 @@ def test_lpips_is_there_where_it_can_be_had(
 
 
 def test_a_trial_s_probe_is_the_one_that_a_run_takes(
-    run_config: Callable[..., RunConfig], make_request: Callable[..., Request]
+    run_config: Callable[..., RunConfig], make_request: Callable[..., Request], alone: dict[int, Image]
 ) -> None:
     request = make_request(1)
-    _, made = run(run_config("trials"), [request])
     engine = build_local_engine(run_config("spread"))
     engine.submit([request])
     (image,) = engine.drain()
-    assert isinstance(image, Image) and made[1].trial is not None
-    assert {probe.grid_scale: probe.probe for probe in made[1].trial.probes}[4] == image.probe
+    assert isinstance(image, Image) and alone[1].trial is not None
+    assert {probe.grid_scale: probe.probe for probe in alone[1].trial.probes}[4] == image.probe
+
+
+@pytest.fixture(scope="module")
+def alone(run_config: Callable[..., RunConfig], make_request: Callable[..., Request]) -> dict[int, Image]:
+    """Trials of five requests, each in a batch of its own."""
+    _, made = run(run_config("trials", batch_size=1), [make_request(position) for position in range(5)])
+    return made
 
 
 @pytest.mark.parametrize("side", LATENT_SIDES)
 def test_a_run_looks_at_a_trial_s_latents_in_any_batch(
-    run_config: Callable[..., RunConfig], make_request: Callable[..., Request], side: int
+    run_config: Callable[..., RunConfig], make_request: Callable[..., Request], alone: dict[int, Image], side: int
 ) -> None:
     """To the bit: a chance next to the threshold must not depend on the neighbours."""
     requests = [make_request(position) for position in range(5)]
-    _, made = run(run_config("trials", batch_size=1), requests)
     seen: dict[int, tuple[float, ...]] = {}
 
     class Looking(SpreadPolicy):
@@ -108,7 +113,7 @@ def test_a_run_looks_at_a_trial_s_latents_in_any_batch(
     engine.policy = Looking(6, probe=LatentProbe(side))
     engine.submit(requests)
     assert all(isinstance(image, Image) and image.probe is None for image in engine.drain())
-    trials = {position: image.trial for position, image in made.items()}
+    trials = {position: image.trial for position, image in alone.items()}
     assert seen == {position: LatentProbe(side).pick(trial.latents) for position, trial in trials.items() if trial}
 
 
