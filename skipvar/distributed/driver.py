@@ -168,8 +168,12 @@ class Driver:
             member.moved_at = self._clock()  # it was idle until now
         if given or is_more_coming != member.expects_more:
             member.expects_more = is_more_coming
+            member.num_supplies += 1
             supply = Supply(
-                assignments=tuple(given), is_more_coming=is_more_coming, report_seconds=self._report_seconds
+                assignments=tuple(given),
+                is_more_coming=is_more_coming,
+                report_seconds=self._report_seconds,
+                number=member.num_supplies,
             )
             self._fleet.send(member, supply)
 

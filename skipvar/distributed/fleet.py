@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ class Member:
     """The last that it told."""
     num_sent: int = 0
     """Units it was ever sent."""
+    num_supplies: int = 0
+    """And in how many messages."""
     expects_more: bool = False
     """What it was told last: `Supply.is_more_coming`."""
     moved_at: float = 0.0
@@ -75,6 +78,8 @@ class Fleet:
         """Of the replicas' `receive`; Ray's thread puts them in."""
         self._cut_off: list[tuple[float, Member]] = []
         """When to ask which of them again."""
+        self._unheard: deque[tuple[Member, ToDriver]] = deque()
+        """The rest of an answer whose first message the driver acts on."""
         self._answering: Member | None = None
         """Whose message the driver acts on: what it sends that one meanwhile,"""
         self._reply: list[ToReplica] = []
@@ -96,7 +101,10 @@ class Fleet:
         return self._cluster.leaving_nodes()
 
     def send(self, member: Member, message: ToReplica) -> None:
-        """Tell a replica something; messages arrive in their order. That one is gone, `events` will say."""
+        """Tell a replica something. That one is gone, `events` will say.
+
+        Two messages may arrive the wrong way round where one goes with an answer.
+        """
         if member is self._answering:
             self._reply.append(message)
         else:
@@ -104,7 +112,7 @@ class Fleet:
 
     def events(self, timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
         """What replicas say, after waiting for something at most so long. A dropped replica is not heard any more."""
-        self._listen_again()
+        yield from self._tell()
         self._ask_again()
         if self._cut_off:  # else a long wait, as at the end of a run, would put off asking again
             timeout_seconds = min(timeout_seconds, ASK_AGAIN_SECONDS)
@@ -113,29 +121,38 @@ class Fleet:
                 member, answer = self._answers.get(timeout=timeout_seconds)
                 timeout_seconds = 0.0
                 if not member.is_gone:
-                    yield from self._heard(member, answer)
-                    self._listen_again()
+                    self._unheard.extend((member, message) for message in self._heard(member, answer))
+                    yield from self._tell()
 
-    def _heard(self, member: Member, answer: "Future[bytes]") -> Iterator[tuple[Member, ToDriver]]:
+    def _tell(self) -> Iterator[tuple[Member, ToDriver]]:
+        """What one replica said, also where the driver left its loop after a part of it; then hear that one again."""
+        while self._unheard:
+            member, message = self._unheard.popleft()
+            if not member.is_gone:
+                yield member, message
+        self._listen_again()
+
+    def _heard(self, member: Member, answer: "Future[Any]") -> tuple[ToDriver, ...]:
         if isinstance(answer.exception(), ActorUnavailableError):
             member.is_cut_off = True
             self._cut_off.append((time.monotonic() + ASK_AGAIN_SECONDS, member))
-            return
+            return ()
+        if member.is_cut_off and answer.exception() is None:
+            return (ReplicaLost(reason="its connection broke"),)
         said = _said(answer)
-        if member.is_cut_off and not isinstance(said[-1], ReplicaLost):
-            said = (ReplicaLost(reason="its connection broke"),)
         if not isinstance(said[-1], ReplicaLost | Stopped | RunFailed):
             self._answering = member
-        for message in said:
-            if not member.is_gone:
-                yield member, message
+        return said
 
     def _ask_again(self) -> None:
-        """Replicas that were cut off answer that they are dead, and of what, once Ray has found out."""
+        """Replicas that were cut off answer that they are dead, and of what, once Ray has found out.
+
+        Not by `receive`: one that lives may have a call of it left that nobody hears any more.
+        """
         now = time.monotonic()
         for due, member in self._cut_off:
             if due <= now and not member.is_gone:
-                self._listen(member)
+                self._hear(member, member.actor.send.remote(Stop()))
         self._cut_off = [(due, member) for due, member in self._cut_off if due > now]
 
     def _listen_again(self) -> None:
@@ -147,8 +164,10 @@ class Fleet:
             self._listen(member, reply)
 
     def _listen(self, member: Member, messages: tuple[ToReplica, ...] = ()) -> None:
-        answer = member.actor.receive.remote(pack(messages)).future()
-        answer.add_done_callback(lambda done: self._answers.put((member, done)))
+        self._hear(member, member.actor.receive.remote(pack(messages)))
+
+    def _hear(self, member: Member, call: Any) -> None:
+        call.future().add_done_callback(lambda done: self._answers.put((member, done)))
 
     def drop(self, member: Member) -> None:
         """End a replica and hear it no more."""
@@ -162,7 +181,6 @@ class Fleet:
 
     def stop(self, timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
         """Let all replicas publish what is complete, then end them. Yields what they still say."""
-        self._listen_again()
         for member in list(self.members):
             if member.is_up and timeout_seconds:
                 self.send(member, Stop())
@@ -172,7 +190,7 @@ class Fleet:
         while self.members and (left := deadline - time.monotonic()) > 0:
             for member, message in self.events(left):
                 yield member, message
-                if isinstance(message, Stopped | ReplicaLost):
+                if isinstance(message, Stopped | ReplicaLost | RunFailed):
                     self.drop(member)
         for member in list(self.members):
             self.drop(member)

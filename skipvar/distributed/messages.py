@@ -36,6 +36,8 @@ class Supply:
     """More units follow as soon as the replica runs low. Else its part-full batches need not wait for company."""
     report_seconds: float = 1.0
     """How often the replica tells how far it is, where it needs nothing."""
+    number: int = 0
+    """Rises with each that this replica is sent: of two that arrive the wrong way round the later one's word holds."""
 
 
 @dataclass(frozen=True, slots=True)

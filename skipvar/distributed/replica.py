@@ -1,6 +1,7 @@
 """The Ray actor around one engine: thin; what happens to a unit is in worker.py."""
 
 import asyncio
+import contextlib
 import logging
 import queue
 import socket
@@ -63,8 +64,9 @@ class Replica:
         for message in unpack(messages):
             await self.send(message)
         said = list(await asyncio.to_thread(self._outbox.get))
-        while not self._outbox.empty():
-            said.extend(self._outbox.get())
+        with contextlib.suppress(queue.Empty):
+            while True:
+                said.extend(self._outbox.get_nowait())
         return pack(said)
 
     def _live(self) -> None:

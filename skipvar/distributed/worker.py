@@ -118,7 +118,7 @@ class Worker:
         """Of the requests that the engine has."""
         self._num_reading = self._num_storing = self._num_publishing = 0
         self._num_steps = self._num_published = self._num_read = 0
-        self._is_more_coming, self._is_stopping, self._has_asked = False, False, False
+        self._is_more_coming, self._is_stopping, self._has_asked, self._supply_number = False, False, False, 0
         self._done: list[UnitDone] = []
         """What the next report takes along."""
         self._reported, self._reported_at, self._report_seconds = Progress(), time.monotonic(), 1.0
@@ -184,8 +184,10 @@ class Worker:
     def _act(self, message: Supply | Stop | FromInside) -> None:
         match message:
             case Supply():
-                self._is_more_coming, self._has_asked = message.is_more_coming, False
-                self._report_seconds = message.report_seconds
+                if message.number >= self._supply_number:
+                    self._supply_number = message.number
+                    self._is_more_coming, self._has_asked = message.is_more_coming, False
+                    self._report_seconds = message.report_seconds
                 for assignment in message.assignments:
                     self._open[assignment.unit.index] = _OpenUnit(assignment)
                     self._num_reading += 1

@@ -167,7 +167,7 @@ def test_it_asks_once_when_it_runs_low() -> None:
 
 
 def test_a_well_supplied_worker_is_heard_when_it_runs_low_and_tells_all_in_one_go() -> None:
-    bench = Bench()
+    bench = Bench(FakeEngine(step_seconds=0.02))
     units = tuple(assignment(index) for index in range(10))
     bench.worker.post(Supply(assignments=units, is_more_coming=True, report_seconds=60.0))
     report = bench.wait_for(Progress)
@@ -176,6 +176,14 @@ def test_a_well_supplied_worker_is_heard_when_it_runs_low_and_tells_all_in_one_g
     assert first[-1] == report and report.num_published == len(first) - 1 > 0
     bench.supply(more=False)
     bench.done(len(units) - report.num_published)
+    bench.stop()
+
+
+def test_an_earlier_word_that_arrives_later_does_not_hold() -> None:
+    bench = Bench(FakeEngine(batch_size=1000))
+    bench.worker.post(Supply(assignments=(assignment(0),), is_more_coming=False, number=2))
+    bench.worker.post(Supply(assignments=(assignment(1),), is_more_coming=True, number=1))
+    assert len(bench.done(2)) == 2, "the batch does not wait for company"
     bench.stop()
 
 
