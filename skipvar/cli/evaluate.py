@@ -49,7 +49,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     prepare_environment(config)  # before anything imports Ray
     from skipvar.distributed.trials import make_trials_run
     from skipvar.local import build_local_engine
-    from skipvar.quality.evaluate import evaluate, image_rows
+    from skipvar.quality.evaluate import ORACLE, evaluate, image_rows
     from skipvar.quality.speed import measure_speeds
     from skipvar.skip.strategy import STRATEGY_NAMES
 
@@ -67,6 +67,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         specs = {name: f"fixed:{name}" for name in STRATEGY_NAMES} | {one.name: name for name, one in files.items()}
         speeds = measure_speeds(config, specs, requests, arguments.rounds, build_local_engine)
         for row in rows:
+            if row["policy"] == ORACLE:
+                continue
             mine, base = speeds[row["policy"]], speeds["base"]
             row |= {"seconds_one": mine.one, "seconds": mine.full}
             row |= {"speedup_one": round(base.one / mine.one, 3), "speedup": round(base.full / mine.full, 3)}
@@ -80,6 +82,7 @@ def _policies(arguments: argparse.Namespace, config: RunConfig) -> dict[str, Any
     """The policies to compare by their files; what cannot be compared is refused before any work."""
     from skipvar.distributed.opening import check_store_answers
     from skipvar.engine.resolved import resolve
+    from skipvar.quality.evaluate import ORACLE
     from skipvar.shards.cache import StoredFiles
     from skipvar.skip.policy_file import check_spec
     from skipvar.skip.strategy import STRATEGY_NAMES
@@ -93,7 +96,8 @@ def _policies(arguments: argparse.Namespace, config: RunConfig) -> dict[str, Any
         check_store_answers(replace(config, policy=file))
         found[file] = resolve(replace(config, policy=file), StoredFiles(config.storage)).policy
     names = [one.name for one in found.values()]
-    if twice := next((name for name in names if names.count(name) > 1 or name in STRATEGY_NAMES), None):
+    taken = (*STRATEGY_NAMES, ORACLE)
+    if twice := next((name for name in names if names.count(name) > 1 or name in taken), None):
         raise ConfigError(f"--policies: {shown(twice)} is the name of two policies; names must differ.")
     if arguments.headline is not None:
         check_one_of("--headline", arguments.headline, [*STRATEGY_NAMES, *names])

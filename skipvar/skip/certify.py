@@ -29,7 +29,7 @@ from skipvar.skip.features import ProbeRule
 from skipvar.skip.fitting import choose_probe
 from skipvar.skip.policy_file import probe_to_json
 
-SHARES = (0.3, 0.15, 0.55)
+SHARES = (0.4, 0.1, 0.5)
 """Of the prompts: fit, order, test. The test part decides how few misses are still a proof, so it is the largest."""
 
 THRESHOLDS = tuple(np.round(1 - np.geomspace(0.002, 0.6, 48), 5).tolist())

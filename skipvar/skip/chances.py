@@ -1,6 +1,7 @@
 """The chance of each strategy to stay above an SSIM floor, foretold from the probe. Plain Python."""
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,13 +20,16 @@ class Scaling:
     scale: tuple[float, ...]
 
     def terms(self, numbers: Sequence[float]) -> tuple[float, ...]:
-        """What a forecast's coefficients multiply: the standardised numbers; of two, their squares and product too."""
+        """What a forecast's coefficients multiply: the standardised numbers, their squares, and of two their product.
+
+        A cell far from its mean in either way (a strong colour, an edge) is foretold by the square.
+        """
         z = tuple((value - mean) / scale for value, mean, scale in zip(numbers, self.mean, self.scale, strict=True))
-        return (*z, z[0] * z[0], z[0] * z[1], z[1] * z[1]) if len(z) == 2 else z
+        return (*z, z[0] * z[0], z[0] * z[1], z[1] * z[1]) if len(z) == 2 else (*z, *(value * value for value in z))
 
     @property
     def num_terms(self) -> int:
-        return 5 if len(self.mean) == 2 else len(self.mean)
+        return 5 if len(self.mean) == 2 else 2 * len(self.mean)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Forecast:
 
     def chance(self, terms: Sequence[float], floor: float) -> float:
         """That the SSIM is at least the floor, in [0, 1]."""
-        mean = self.intercept + sum(weight * term for weight, term in zip(self.coef, terms, strict=True))
+        mean = self.intercept + sum(map(operator.mul, self.coef, terms))
         return 0.5 * math.erfc((loss_exponent(floor) - mean) / self.spread / math.sqrt(2))
 
 

@@ -28,7 +28,7 @@ def trials(count: int) -> list[TrialScores]:
 
 
 def test_the_promise_is_kept_and_signal_is_worth_something() -> None:
-    found = certify_check(trials(600), Promise(0.84, 0.1, 0.05), COSTS, splits=12)
+    found = certify_check(trials(700), Promise(0.84, 0.1, 0.05), COSTS, splits=12)
     assert found["splits_certified"] == 12 and found["share_within_alpha"] >= 0.9
     shuffled = found["shuffled"]
     assert shuffled["splits_certified"] == 12 and shuffled["share_within_alpha"] >= 0.9

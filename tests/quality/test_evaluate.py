@@ -59,12 +59,17 @@ def test_a_policy_that_knows_is_above_the_hull_and_fixed_ones_lie_on_or_under_it
     policy = Knowing(decision_scale=6, name="knowing")
     sets = {"mixed": table(40), "plain": table(1)}
     rows = evaluate(sets, [policy], make_request(0), 0.95, COSTS)
-    assert len(rows) == 2 * 11
+    assert len(rows) == 2 * 12
     found = {(row["set"], row["policy"]): row for row in rows}
     knowing = found["mixed", "knowing"]
     assert knowing["mean_ssim"] == pytest.approx(0.995) and knowing["share_under_floor"] == 0
     assert knowing["token_forwards_share"] == pytest.approx(0.625)
     assert knowing["above_fixed_hull"] == pytest.approx(0.0225, abs=1e-4)
+    # base, and skip_3 for one image in eleven, have the same mean
+    assert knowing["saved_at_equal_ssim"] == pytest.approx(1 - 62.5 / (100 - 75 * 0.005 / 0.055), abs=1e-4)
+    oracle = found["mixed", "oracle"]
+    assert oracle["share_under_floor"] == 0 and oracle["strategies"] == {"skip_1_uncond_1": 20, "skip_3": 20}
+    assert oracle["saved_at_equal_misses"] == pytest.approx(1 - (25 + 65) / 2 / 65, abs=1e-4)
     # no fixed strategy that costs less than skip_1_uncond_1 (65) misses nothing
     assert knowing["saved_at_equal_misses"] == pytest.approx(1 - 62.5 / 65, abs=1e-4)
     assert found["mixed", "skip_3"]["share_under_floor"] == 0.5
