@@ -147,8 +147,7 @@ def test_a_killed_replica_costs_no_row(make_config) -> None:
 
 
 def test_stopping_leaves_whole_units_and_the_same_command_resumes(make_config) -> None:
-
-    config = make_config([f"prompt {n}" for n in range(200)])
+    config = make_config([f"prompt {n}" for n in range(1000)])
     stop = StopSignal()
 
     def stop_soon() -> None:
@@ -164,10 +163,10 @@ def test_stopping_leaves_whole_units_and_the_same_command_resumes(make_config) -
     assert (outcome.exit_code, state_of(config)) == (4, "stopped")
     assert "a test" in outcome.reason
     data, _ = published(config)
-    assert 0 < len(data) < 200 and len(data) % 10 == 0
+    assert 0 < len(data) < 1000 and len(data) % 10 == 0
     assert not list((Path(config.output.path) / "_tmp").glob("*"))
     assert run(config).exit_code == 0
-    assert sorted(published(config)[0]) == list(range(200))
+    assert sorted(published(config)[0]) == list(range(1000))
 
 
 def test_time_is_up(make_config) -> None:
