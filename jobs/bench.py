@@ -1,4 +1,4 @@
-"""Measurements: `python -m jobs.bench`, `python -m jobs.bench plan`."""
+"""Measurements: `python -m jobs.bench`, `... plan`, `... driver`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Policies for a model: `python -m jobs.calibrate conf/calibrate.yaml --trials 640 key=value ...`."""
+"""Policies for a model: `python -m jobs.calibrate conf/calibrate.yaml input.limit=640 key=value ...`."""
 
 import sys
 

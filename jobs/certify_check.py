@@ -1,4 +1,4 @@
-"""Does certification keep its word? `python -m jobs.certify_check conf/calibrate.yaml --trials-file FILE`."""
+"""Does certification keep its word? `python -m jobs.certify_check conf/calibrate.yaml key=value ...`."""
 
 import sys
 

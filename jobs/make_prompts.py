@@ -1,4 +1,4 @@
-"""Prompts of graded detail for the embedded model: `python -m jobs.make_prompts mixed 96 --out prompts.txt`."""
+"""Prompts of graded detail: `python -m jobs.make_prompts mixed 96 --out prompts.txt`."""
 
 import sys
 

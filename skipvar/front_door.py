@@ -117,8 +117,11 @@ class Model:
             yield item
 
     def _engine_for(self, policy: str | None, sampling: SamplingConfig) -> "Engine":
-        """The engine of the last call, or another where policy or size differ."""
-        config = replace(self._config, policy=policy, sampling=replace(DEFAULTS, size=sampling.size))
+        """The engine of the last call, or another where policy or size differ, or what a policy file was fitted for."""
+        facts = replace(DEFAULTS, size=sampling.size)
+        if policy is not None and policy.endswith(".json"):
+            facts = replace(facts, cfg=sampling.cfg, tau=sampling.tau, aspect_ratio=sampling.aspect_ratio)
+        config = replace(self._config, policy=policy, sampling=facts)
         if config != self._config:
             self._engine = build_local_engine(config)
             self._config = config

@@ -4,13 +4,14 @@
         --sets mixed=conf/prompts/emoji.txt plain=conf/prompts/emoji_plain.txt [--out outputs/evaluation]
 
 Trials of the prompts are made first, as a run that resumes; every policy's choices are read off them. Then the clock:
-each is run on `--timed` of the prompts, alone and in full batches. Writes evaluation.md, evaluation.json,
-images.parquet, pareto.svg and pareto.png. The last line is JSON: `--headline` (else the last policy) on `mixed`.
+each is run on `--timed` prompts of `mixed` (else of the first set), alone and in full batches. Writes evaluation.md,
+evaluation.json, images.parquet, pareto.svg and pareto.png. The last line is JSON: `--headline` (else the last policy) on
+`mixed`.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             return made.exit_code
         trials[name], exit_code = made.trials, max(exit_code, made.exit_code)
     costs = strategy_costs(made.resolved, config.sampling.aspect_ratio)
-    requests = _requests(config, max(1, arguments.timed))
+    headline_input = replace(config.input, path=sets[_headline_set(sets)])
+    requests = _requests(replace(config, input=headline_input), max(1, arguments.timed))
     rows = evaluate(trials, list(files.values()), requests[0], arguments.floor, costs)
     if arguments.timed:
         specs = {name: f"fixed:{name}" for name in STRATEGY_NAMES} | {one.name: name for name, one in files.items()}
@@ -123,6 +125,12 @@ def _sets(given: Sequence[str], config: RunConfig) -> dict[str, Any]:
     return {name: path for name, _, path in pairs}
 
 
+def _headline_set(names: Iterable[str]) -> str:
+    """Whose prompts the clock runs on, and whose row comes last."""
+    known = list(names)
+    return "mixed" if "mixed" in known else known[0]
+
+
 def _requests(config: RunConfig, count: int) -> list[Any]:
     """Some of the input's requests, spread over all of it."""
     from skipvar.engine.resolved import resolve
@@ -160,8 +168,7 @@ def _write(folder: Path, rows: list[dict[str, Any]], of_images: list[dict[str, A
 
 def _headline(rows: list[dict[str, Any]], arguments: argparse.Namespace, files: dict[str, Any]) -> dict[str, Any]:
     """The row that the last line tells, with what its policy promises."""
-    sets = [row["set"] for row in rows]
-    wanted = "mixed" if "mixed" in sets else sets[0]
+    wanted = _headline_set([row["set"] for row in rows])
     name = arguments.headline or next((one.name for one in reversed(files.values())), "base")
     found = next(row for row in rows if (row["policy"], row["set"]) == (name, wanted))
     promises = {one.name: getattr(one, "promise", None) for one in files.values()}

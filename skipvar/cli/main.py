@@ -16,10 +16,10 @@ COMMANDS = {
     "calibrate": ("skipvar.cli.calibrate", "fit policies for a model"),
     "evaluate": ("skipvar.cli.evaluate", "compare strategies and policies with base"),
     "certify_check": ("skipvar.cli.certify_check", "say whether certification keeps its promise"),
-    "bench": ("skipvar.cli.bench", "time the engine, or the planning of a run"),
+    "bench": ("skipvar.cli.bench", "time the engine, the planning of a run, or the driver"),
     "convert": ("skipvar.cli.convert", "convert Infinity's published weights"),
     "train_emoji": ("skipvar.cli.train_emoji", "train the embedded model"),
-    "make_prompts": ("skipvar.cli.make_prompts", "compose prompts for the embedded model"),
+    "make_prompts": ("skipvar.cli.make_prompts", "compose prompts of graded detail"),
     "parity": ("skipvar.cli.parity", "compare with golden tensors of the reference"),
 }
 """By command: its module (imported only when it is asked for) and what it does."""

@@ -1,6 +1,7 @@
 """Compose a set of prompts for the embedded model or for photographic ones, of little detail, mixed, or of much.
 
-conf/prompts/emoji.txt is `mixed 96 --seed 1`; emoji_calibration.jsonl is `mixed 2000 --seed 2 --without
+conf/prompts/emoji.txt is `mixed 96 --seed 1`, emoji_plain.txt `plain 96 --seed 3`, emoji_high.txt `high 96 --seed 4`;
+emoji_calibration.jsonl is `mixed 2000 --seed 2 --without
 conf/prompts/emoji.txt`; photo_<detail>.jsonl are `<detail> 200 --for photo`.
 """
 

@@ -135,8 +135,8 @@ def _measure_skipping(
     """SSIM to base of skip_1, skip_2, skip_3 (means, medians, 5th and 95th percentiles, medians by layout and by
     pattern) and its rank correlation with the probe.
 
-    `spearman_sobel` and `spearman_fft` are those with skip_3, on the grid of the shipped policies; `spearman_latents`
-    with what latents of `FORETOLD_SIDE` cells a side foretell of each strategy, on held-out prompts.
+    `spearman_sobel` and `spearman_fft` are those with skip_3, on the grid of the recipe's `policy_scale`;
+    `spearman_latents` with what latents of `FORETOLD_SIDE` cells a side foretell of each strategy, on held-out prompts.
     """
     skipping = np.stack([by_strategy[name] for name in EVALUATED[1:]])
     combinations = [prompt.combination for prompt in prompts]

@@ -104,7 +104,8 @@ by `python -m jobs.train_emoji`.
 - **Networks**: a transformer of {depth} blocks, width {width}; a convolutional autoencoder (1/8 of the side, 32 bits a
   cell, ten scales, 680 tokens); a two-layer T5 encoder over words. Weights in half precision; `vae.safetensors` also
   holds the encoder, to train on.
-- **Training** (seed {seed}): autoencoder {vae_steps} steps, PSNR on held-out compositions of one, four, nine objects:
+- **Training** (seed {seed}): autoencoder {vae_steps} steps, PSNR in training, on the first 24
+  held-out compositions of one, four, nine objects:
   {psnr} dB. Transformer {steps} steps: {samples}.
   Cross-entropy per bit of each scale in training (with flipped bits and dropped text): {losses}.
 - **History**: {history}

@@ -144,7 +144,7 @@ class EvaluationRecipe:
     probe_scales: tuple[int, ...] = (4, 6, 9)
     """Scales on whose grids the probe is tried."""
     policy_scale: int = 6
-    """The one of them that the shipped policies decode on: `spearman_sobel` and `spearman_fft` are reported there."""
+    """The one of them on whose grid `spearman_sobel` and `spearman_fft` are reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
