@@ -5,8 +5,8 @@
 
 Trials of the prompts are made first, as a run that resumes; every policy's choices are read off them. Then the clock:
 each is run on `--timed` prompts of `mixed` (else of the first set), alone and in full batches. Writes evaluation.md,
-evaluation.json, images.parquet, pareto.svg and pareto.png. The last line is JSON: `--headline` (else the last policy) on
-`mixed`.
+evaluation.json, images.parquet, pareto.svg and pareto.png. The last line is JSON: `--headline` (else the last policy)
+on `mixed`.
 """
 
 import argparse
