@@ -45,7 +45,7 @@ class Fill:
 def write_report(storage: Storage, ending: Mapping[str, Any] | None = None) -> RunFacts:
     """Put the report beside the dataset; returns what it tells. `ending`: as in `gather`. Raises `StorageError`."""
     facts = gather(storage, ending)
-    storage.replace(REPORT, render(facts).encode())
+    storage.replace(REPORT, render(facts).encode(errors="replace"))  # a damaged record may hold half a character
     return facts
 
 

@@ -104,12 +104,12 @@ def _load_file(path: str, facts: ModelFacts, read: Callable[[str], bytes], *, fo
             raise ValueError(f"fitted_for lacks {', '.join(sorted(absent))}")
         decision_scale = min(int(fitted_for["decision_scale"]), facts.num_scales - 4)
         policy = _policy_of(content, hashlib.sha256(raw).hexdigest(), decision_scale)
+        if not force:
+            _check_fits(path, fitted_for, facts)
+            if isinstance(policy, CertifiedPolicy):
+                _check_promise(path, fitted_for, facts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"policy {path}: not a policy file ({type(error).__name__}: {error})") from error
-    if not force:
-        _check_fits(path, fitted_for, facts)
-        if isinstance(policy, CertifiedPolicy):
-            _check_promise(path, fitted_for, facts)
     grid_scale = policy.probe.grid_scale if isinstance(policy.probe, DecodedProbe) else 0
     if policy.decision_scale is None or policy.decision_scale < 1 or not 0 <= grid_scale < facts.num_scales:
         raise ConfigError(f"policy {path}: needs a decision scale and a probe grid that {facts.num_scales} scales lack")
@@ -184,6 +184,8 @@ def _check_fits(path: str, fitted_for: Mapping[str, Any], facts: ModelFacts) -> 
         ("number of scales", fitted_for["num_scales"], facts.num_scales),
     ]
     weights = fitted_for.get("weights_sha256") or {}
+    if not isinstance(weights, Mapping) or not all(isinstance(sha256, str) for sha256 in weights.values()):
+        raise ValueError("weights_sha256 gives a hash by the weights' name")
     checks += [
         (f"{name} weights", sha256[:12], facts.weights_sha256.get(name, "")[:12]) for name, sha256 in weights.items()
     ]

@@ -75,6 +75,12 @@ def test_an_empty_run_and_one_that_still_runs_have_a_report(tmp_path: Path) -> N
     assert "0 images, model emoji" in page and "0 of 1 images are here; 1 could not be made" in page
 
 
+def test_half_a_character_in_a_damaged_record_is_shown_as_a_question_mark(tmp_path: Path) -> None:
+    job = make_dataset(tmp_path, ["a"])
+    write_report(job.storage, {"state": "\ud800", "config": {"model": {"name": "emo\udc00ji"}}})
+    assert "emo?ji" in job.storage.read("report.html").decode()
+
+
 def test_all_from_outside_is_text_and_nothing_is_fetched(job: Job) -> None:
     page = render(gather(job.storage))
     assert EVIL not in page and html.escape(EVIL) in page.replace("&#39;", "&#x27;")

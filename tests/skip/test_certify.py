@@ -184,6 +184,10 @@ def _odd_side(content: dict[str, Any]) -> None:
     content["probe"] = {"features": ["latent_means"], "side": 3}
 
 
+def _odd_grids(content: dict[str, Any]) -> None:
+    content["fitted_for"]["grids"] = [1, 2]
+
+
 def _later_decision(content: dict[str, Any]) -> None:
     content["fitted_for"]["decision_scale"] = 7
 
@@ -201,6 +205,7 @@ def _earlier_decision(content: dict[str, Any]) -> None:
         _three_coefficients,
         _no_spread,
         _odd_side,
+        _odd_grids,
         _later_decision,
         _earlier_decision,
     ],

@@ -92,6 +92,8 @@ def test_the_content_hash_follows_the_file(policy_file: Callable[..., str]) -> N
         lambda content: content["fitted_for"].pop("model"),
         lambda content: content["fitted_for"].pop("num_scales"),
         lambda content: content.update(fitted_for=None),
+        lambda content: content["fitted_for"].update(weights_sha256={"transformer": {"a": 1}}),
+        lambda content: content["fitted_for"].update(weights_sha256=["aa"]),
         lambda content: content["probe"].update(grid_scale=13),
         lambda content: content["stages"]["uncond"]["coef"][0].__setitem__(0, float("nan")),
     ],
