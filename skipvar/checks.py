@@ -17,6 +17,7 @@ MESSAGE_CHARACTERS = 600
 _SECRETS = (
     (re.compile(r"://\S*@"), "://...@"),  # a user and a password before a host
     (re.compile(r"(?<![\w/])[^\s/:@'\"(]+:[^\s@]+@(?=\w)"), "...@"),  # the same without a scheme
+    (re.compile(r"(?<=[^/:]/)[^\s/:@'\"(]+:[^\s@]+@(?=\w)"), "...@"),  # and where that was taken for a relative path
     (
         re.compile(r"(://[^\s/:@\[]+):(?!(?:port|\d*)(?![^\s/'\"?;,.)]))[^\s/'\";,]*"),
         r"\1:...",

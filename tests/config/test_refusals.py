@@ -119,6 +119,8 @@ SECRETS = [
     f"storage.endpoint_url=http://user:{SECRET}@host:1",
     f"storage.endpoint_url=ftp://user:{SECRET}@host:1",
     f"storage.endpoint_url=user:{SECRET}@host",
+    f"model.path=user:{SECRET}@host",
+    f"input.path=user:{SECRET}@host/prompts.txt",
     f"storage.endpoint_url=http://[{SECRET}@host",
     f"storage.endpoint_url=host/{SECRET[:0]}x?X-Amz-Signature={SECRET}",
     f"storage.secret_access_key={SECRET}",
