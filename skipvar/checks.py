@@ -16,8 +16,8 @@ MESSAGE_CHARACTERS = 600
 """A sentence of three lines in most terminals; of a longer one the middle is left out."""
 _SECRETS = (
     (re.compile(r"://\S*@"), "://...@"),  # a user and a password before a host
-    (re.compile(r"(?<![\w/])[^\s/:@'\"(]+:[^\s@]+@(?=\w)"), "...@"),  # the same without a scheme
-    (re.compile(r"(?<=[^/:]/)[^\s/:@'\"(]+:[^\s@]+@(?=\w)"), "...@"),  # and where that was taken for a relative path
+    # the same without a scheme, also where that was taken for a relative path
+    (re.compile(r"((?<![\w/])|(?<=[^/:]/))[^\s/:@'\"(]+:[^\s@]+@(?=\w)"), "...@"),
     (
         re.compile(r"(://[^\s/:@\[]+):(?!(?:port|\d*)(?![^\s/'\"?;,.)]))[^\s/'\";,]*"),
         r"\1:...",
