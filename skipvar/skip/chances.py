@@ -43,6 +43,8 @@ class Forecast:
 
     def chance(self, terms: Sequence[float], floor: float) -> float:
         """That the SSIM is at least the floor, in [0, 1]."""
+        if len(terms) != len(self.coef):  # `map` would stop at the shorter one
+            raise ValueError(f"{len(self.coef)} coefficients, but {len(terms)} terms")
         mean = self.intercept + sum(map(operator.mul, self.coef, terms))
         return 0.5 * math.erfc((loss_exponent(floor) - mean) / self.spread / math.sqrt(2))
 
