@@ -45,7 +45,9 @@ class RateSchedule:
 class VaeRecipe:
     """How the autoencoder is trained."""
 
-    schedule: RateSchedule = RateSchedule(num_steps=14_500, decay_steps=2500)
+    schedule: RateSchedule = RateSchedule(num_steps=16_000, decay_steps=2500)
+    encoder_steps: int = 14_500
+    """Later steps train the decoder alone, always from all scales: pictures get sharper, and their bits stay."""
     batch_size: int = 8
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2e-3, adam_rate=1e-3, weight_decay=1e-3)
     ema_decay: float = 0.998

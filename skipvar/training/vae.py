@@ -70,33 +70,50 @@ class VaeTrainer:
         self.training, self.held_out = split_combinations(recipe)
         torch.manual_seed(recipe.seed)
         self.model = Autoencoder().to(peers.device)
-        # Muon takes the kernels of all convolutions but the first and last of each half.
-        inner = [p for name, p in self.model.named_parameters() if p.ndim == 4 and ".conv_" not in name]
-        self.optimizer = Optimizer(self.model.parameters(), inner, recipe.vae.optimizer, peers.dtype)
+        self.optimizer = self._make_optimizer()
         self.ema = Ema(self.model, recipe.vae.ema_decay)
         self.step = self.first_cold_step = 0
         self._losses: list[Tensor] = []
         shares = torch.tensor(recipe.vae.layout_shares)
         self._chances = shares[[c.layout_index for c in self.training]].to(peers.device)
 
+    def _make_optimizer(self) -> Optimizer:
+        """Of what is trained: both halves, or the decoder alone."""
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        # Muon takes the kernels of all convolutions but the first and last of each half.
+        inner = [p for name, p in trained.items() if p.ndim == 4 and ".conv_" not in name]
+        return Optimizer(trained.values(), inner, self.settings.optimizer, self.peers.dtype)
+
+    def _freeze_encoder(self) -> None:
+        """From here on every picture keeps its bits: those of the averaged encoder, which is what is exported."""
+        for name, parameter in self.model.encoder.named_parameters():
+            parameter.data.copy_(self.ema.weights[f"encoder.{name}"])
+            parameter.requires_grad = False
+            parameter.grad = None
+        self.optimizer = self._make_optimizer()
+
     def train_step(self, factor: float, seconds_left: float) -> float:
         """One batch of pictures; see `common.Trainer`."""
+        share = self.settings.truncated_share if self.step < self.settings.encoder_steps else 0.0
         generator = self.peers.generator(self._seed, self.step)
         size = self.settings.batch_size // self.peers.count
         chosen = torch.multinomial(self._chances, size, replacement=True, generator=generator).tolist()
         images = self.pictures.compose([self.training[i] for i in chosen])
         is_mirrored = torch.rand(size, generator=generator, device=self.peers.device) < 0.5
         images = torch.where(is_mirrored[:, None, None, None], images.flip(-1), images)
-        truncated = torch.rand(size, generator=generator, device=self.peers.device) < self.settings.truncated_share
+        truncated = torch.rand(size, generator=generator, device=self.peers.device) < share
         dropped = torch.randint(1, 4, (size,), generator=generator, device=self.peers.device) * truncated
         with self.peers.autocast():
             decoded, commitment = self.model(images, NUM_SCALES - dropped)
         reconstruction = reconstruction_loss(decoded, images, self.settings)
         (reconstruction + self.settings.commitment_weight * commitment).backward()
-        seconds_left = self.peers.average(list(self.model.parameters()), seconds_left)
+        seconds_left = self.peers.average([p for p in self.model.parameters() if p.requires_grad], seconds_left)
         self.optimizer.step(factor)
         self.ema.update()
         self.step += 1
+        if self.step == self.settings.encoder_steps:
+            self._freeze_encoder()
+            self.first_cold_step = self.step
         if self.peers.is_leader:
             self._losses.append(torch.stack([reconstruction.detach(), commitment.detach()]))
         return seconds_left
@@ -120,6 +137,8 @@ class VaeTrainer:
         self.ema.load_state_dict(state["ema"])
         self.step, self.first_cold_step = state["step"], state["first_cold_step"]
         logger.info("going on from step %d", self.step)
+        if self.step >= self.settings.encoder_steps:
+            self._freeze_encoder()
         if state["optimizer"] is not None:
             self.optimizer.load_state_dict(state["optimizer"])
 

@@ -42,7 +42,7 @@ from skipvar.training.recipe import (
 )
 from skipvar.training.start import restore
 from skipvar.training.text import CaptionTokens, build_tokenizer
-from skipvar.training.vae import load_autoencoder
+from skipvar.training.vae import encoder_sha256, load_autoencoder
 from skipvar.types import Request
 
 RECIPE = Recipe(
@@ -372,12 +372,13 @@ def test_a_checkpoint_due_at_the_last_step_is_made_once() -> None:
 def test_processes_stay_in_step_and_go_on_as_if_never_stopped(folders: Folders, tmp_path: Path) -> None:
     """Three steps at once = one step, an end by the clock, and two more; the autoencoder's in two processes.
 
-    The second process goes on from what the first has saved: weights that had drifted apart would show.
+    The second process goes on from what the first has saved: weights that had drifted apart would show. The last two
+    steps train the decoder alone.
     """
     runs = [Folders(packages=folders.packages, run=tmp_path / name) for name in ("whole", "stopped")]
     recipe = replace(
         RECIPE,
-        vae=replace(RECIPE.vae, batch_size=2, schedule=RateSchedule(num_steps=3, decay_steps=1)),
+        vae=replace(RECIPE.vae, batch_size=2, encoder_steps=1, schedule=RateSchedule(num_steps=3, decay_steps=1)),
         transformer=replace(
             RECIPE.transformer,
             full=StepKind(num_scales=2, batch_size=2),
@@ -396,6 +397,27 @@ def test_processes_stay_in_step_and_go_on_as_if_never_stopped(folders: Folders, 
         assert whole["step"] == stopped["step"] == 3
         assert all(torch.equal(w, stopped["model"][key]) for key, w in whole["model"].items()), name
         assert all(torch.equal(w, stopped["ema"]["weights"][key]) for key, w in whole["ema"]["weights"].items()), name
+
+
+def test_the_last_steps_train_the_decoder_alone(folders: Folders, tmp_path: Path) -> None:
+    """A picture's bits stay what they were at the end of the encoder's steps, in what is exported too."""
+    again = Folders(packages=folders.packages, run=tmp_path / "run")
+    recipe = replace(RECIPE, vae=replace(RECIPE.vae, encoder_steps=2, truncated_share=1.0))
+    trainer = vae_training.VaeTrainer(recipe, again, Peers())
+    for _ in range(2):
+        trainer.train_step(1.0, math.inf)
+    trainer.save()
+    before = load_autoencoder(again)
+    for _ in range(2):  # as often as it is started again
+        trainer = vae_training.VaeTrainer(recipe, again, Peers())
+        trainer.restore()
+        trainer.train_step(1.0, math.inf)
+        trainer.save()
+    after = load_autoencoder(again)
+    assert encoder_sha256(after.encoder) == encoder_sha256(before.encoder) == encoder_sha256(trainer.model.encoder)
+    assert all(
+        not torch.equal(a, b) for a, b in zip(after.decoder.parameters(), before.decoder.parameters(), strict=True)
+    )
 
 
 def test_refuses_parts_that_do_not_belong_together(folders: Folders, exported: Path, tmp_path: Path) -> None:
