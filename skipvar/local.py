@@ -47,7 +47,7 @@ def _with_local_files(model: ModelSection, storage: StorageConfig) -> ModelSecti
     def local(uri: str | None) -> str | None:
         if uri is None or not uri.startswith("s3://"):
             return uri
-        return str(fetch(uri, CACHE_FOLDER, config=storage))
+        return str(fetch(uri, CACHE_FOLDER, storage))
 
     return replace(
         model,

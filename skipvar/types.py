@@ -192,12 +192,8 @@ class UnitReport:
     unit: int
     num_images: int
     num_failures: int
-    num_bytes: int
-    content_hash: str
-    already_there: bool
-    """Another worker had published this unit."""
     same_content: bool
-    """False: the published file's content hash differs from what was made here."""
+    """False: another worker had published the unit with other content than was made here."""
     strategies: Mapping[str, int]
     """Images made under each strategy."""
     seconds: float

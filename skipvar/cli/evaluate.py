@@ -20,6 +20,8 @@ from skipvar.checks import check_one_of, shown
 from skipvar.cli.running import Parser, check_folder, local_path, number, read_config, run_job, show_progress, whole
 from skipvar.config import RunConfig
 from skipvar.errors import ConfigError
+from skipvar.model.device import Device
+from skipvar.types import Request
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.evaluate") -> int:
@@ -45,15 +47,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     config = replace(read_config(arguments.config, arguments.overrides), policy=None)
     sets = _sets(arguments.sets, config)
-    files = _policies(arguments, config)
     check_folder("--out", arguments.out)
     prepare_environment(config)  # before anything imports Ray
+    from skipvar.distributed.cluster import connect
     from skipvar.distributed.trials import make_trials_run
     from skipvar.local import build_local_engine
     from skipvar.quality.evaluate import ORACLE, evaluate, image_rows
     from skipvar.quality.speed import measure_speeds
     from skipvar.skip.strategy import STRATEGY_NAMES
 
+    with connect(config) as cluster:
+        files = _policies(arguments, config, cluster.device)
     trials, exit_code = {}, 0
     for name, path in sets.items():
         config = replace(config, input=replace(config.input, path=path))
@@ -63,7 +67,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         trials[name], exit_code = made.trials, max(exit_code, made.exit_code)
     costs = strategy_costs(made.resolved, config.sampling.aspect_ratio)
     headline_input = replace(config.input, path=sets[_headline_set(sets)])
-    requests = _requests(replace(config, input=headline_input), max(1, arguments.timed))
+    requests = _requests(replace(config, input=headline_input), made.resolved.num_scales, max(1, arguments.timed))
     rows = evaluate(trials, list(files.values()), requests[0], arguments.floor, costs)
     if arguments.timed:
         specs = {name: f"fixed:{name}" for name in STRATEGY_NAMES} | {one.name: name for name, one in files.items()}
@@ -80,7 +84,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return exit_code
 
 
-def _policies(arguments: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
+def _policies(arguments: argparse.Namespace, config: RunConfig, device: Device) -> dict[str, Any]:
     """The policies to compare by their files; what cannot be compared is refused before any work."""
     from skipvar.distributed.opening import check_store_answers
     from skipvar.engine.resolved import resolve
@@ -96,7 +100,7 @@ def _policies(arguments: argparse.Namespace, config: RunConfig) -> dict[str, Any
     for file in arguments.policies:
         check_spec(file)
         check_store_answers(replace(config, policy=file))
-        found[file] = resolve(replace(config, policy=file), StoredFiles(config.storage)).policy
+        found[file] = resolve(replace(config, policy=file), StoredFiles(config.storage), device).policy
     names = [one.name for one in found.values()]
     taken = (*STRATEGY_NAMES, ORACLE)
     if twice := next((name for name in names if names.count(name) > 1 or name in taken), None):
@@ -131,13 +135,11 @@ def _headline_set(names: Iterable[str]) -> str:
     return "mixed" if "mixed" in known else known[0]
 
 
-def _requests(config: RunConfig, count: int) -> list[Any]:
+def _requests(config: RunConfig, num_scales: int, count: int) -> list[Request]:
     """Some of the input's requests, spread over all of it."""
-    from skipvar.engine.resolved import resolve
     from skipvar.shards.prompts import plan_input, read_unit
-    from skipvar.types import Request
 
-    plan = plan_input(config, resolve(config).num_scales)
+    plan = plan_input(config, num_scales)
     items = (item for unit in range(plan.num_units) for item in read_unit(plan.unit(unit), plan.spec))
     found = [item for item in items if isinstance(item, Request)]
     return found[:: max(1, len(found) // count)][:count]

@@ -2,7 +2,6 @@
 
 from skipvar.config import RunConfig
 from skipvar.distributed.opening import OpenRun
-from skipvar.engine.resolved import Resolved
 from skipvar.quality.audit_book import AuditBook
 from skipvar.shards.storage import open_storage
 
@@ -10,19 +9,20 @@ STATE = "_audit"
 """In the output, where the configuration names no other place."""
 
 
-def open_audits(config: RunConfig, resolved: Resolved, run: OpenRun) -> AuditBook | None:
+def open_audits(config: RunConfig, run: OpenRun) -> AuditBook | None:
     """The book with all that the run has published; None where no promise is audited.
 
     Raises `ConfigError` where the state is that of another promise.
     """
-    if resolved.promise is None:
+    promise = run.resolved.promise
+    if promise is None:
         return None
     storage = open_storage(config.audit.state or f"{run.storage.uri}/{STATE}", config.storage)
     if config.audit.state is not None:
         storage.probe()
-    parts = resolved.fingerprint_parts()
+    parts = run.resolved.fingerprint_parts()
     subject = {"policy": parts["policy"], "model": parts["model"]}
-    book = AuditBook(storage, resolved.promise, subject, run.dataset.fingerprint, run.plan.num_units)
+    book = AuditBook(storage, promise, subject, run.dataset.fingerprint, run.plan.num_units)
     count_published(book, run)
     return book
 

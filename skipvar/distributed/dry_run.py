@@ -8,8 +8,7 @@ import torch
 
 from skipvar.checks import message_of
 from skipvar.config import BudgetConfig, RunConfig
-from skipvar.distributed.environment import resolve_paths
-from skipvar.distributed.opening import check_store_answers, locate, look_at_output
+from skipvar.distributed.opening import look_at_output, settle
 from skipvar.engine.resolved import resolve, strategy_costs
 from skipvar.local import build_local_engine
 from skipvar.shards.cache import StoredFiles
@@ -21,8 +20,7 @@ WARM_UP_IMAGES = 16
 
 def estimate(config: RunConfig) -> str:
     """A few lines for a person. Raises `SkipvarError` for what the run itself would refuse at start."""
-    config = resolve_paths(locate(config))
-    check_store_answers(config)
+    config = settle(config)
     look_at_output(config)
     resolved = resolve(config, StoredFiles(config.storage))
     plan = plan_input(config, resolved.num_scales, resolved.max_image_pixels)

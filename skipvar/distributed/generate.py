@@ -12,17 +12,16 @@ from skipvar.distributed.auditing import count_published, open_audits
 from skipvar.distributed.cluster import connect
 from skipvar.distributed.cost import Cost
 from skipvar.distributed.driver import Driver
-from skipvar.distributed.environment import resolve_paths
 from skipvar.distributed.fleet import Fleet
 from skipvar.distributed.logs import StoredLog, log_name
 from skipvar.distributed.messages import Stopped, UnitDone
 from skipvar.distributed.metrics import Metrics
-from skipvar.distributed.opening import OpenRun, check_store_answers, known_input, locate, look_at_output, open_run
+from skipvar.distributed.opening import OpenRun, known_input, look_at_output, open_run, settle
 from skipvar.distributed.outcome import Outcome, conclude
 from skipvar.distributed.prometheus import RunMetrics
 from skipvar.distributed.replica import EngineFactory
 from skipvar.distributed.stopping import StopSignal
-from skipvar.engine.resolved import Resolved, resolve
+from skipvar.engine.resolved import resolve
 from skipvar.errors import SkipvarError, StorageError
 from skipvar.local import build_local_engine
 from skipvar.quality.audit_book import AuditBook
@@ -41,8 +40,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
     """Make what is left of a run. Raises `SkipvarError` for what is found before any work (exit 2)."""
     if config.max_seconds is not None:
         stop.stop_after(config.max_seconds)
-    config = resolve_paths(locate(config))
-    check_store_answers(config)
+    config = settle(config)
     look_at_output(config)
     with StoredLog() as log, _library_log(log), connect(config) as cluster:
         resolved = resolve(config, StoredFiles(config.storage), cluster.device)
@@ -53,7 +51,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
             record = run.ledger.read_run() or {}
             metrics = _metrics(config, run, record)
             statistics: list[dict[str, Any]] = []
-            audits, error = _open_audits(config, resolved, run)
+            audits, error = _open_audits(config, run)
             if run.num_units and error is None:
                 cluster.start()
                 fleet = Fleet(cluster, partial(engine_factory, config, resolved), run.order())
@@ -98,10 +96,10 @@ def _told(work: Callable[[], None]) -> SkipvarError | None:
     return None
 
 
-def _open_audits(config: RunConfig, resolved: Resolved, run: OpenRun) -> tuple[AuditBook | None, SkipvarError | None]:
+def _open_audits(config: RunConfig, run: OpenRun) -> tuple[AuditBook | None, SkipvarError | None]:
     """The run's audit book, if it has one, or what is wrong with its state."""
     try:
-        return open_audits(config, resolved, run), None
+        return open_audits(config, run), None
     except SkipvarError as error:
         return None, error
 

@@ -39,7 +39,6 @@ class Metrics:
         self.num_units = 0
         self.num_differing_units = 0
         """Units that another worker had published with other content than was made here."""
-        self.num_bytes = 0
         self.devices: list[DeviceReport] = []
         """The different ones that replicas reported, their self-check's verdict with them."""
         self._num_requests, self._num_before = num_requests, num_before
@@ -70,7 +69,6 @@ class Metrics:
     def published(self, report: UnitReport) -> None:
         self.strategies.update(report.strategies)
         self.num_failures += report.num_failures
-        self.num_bytes += report.num_bytes
         self.num_units += 1
         self.num_differing_units += not report.same_content
         if self._exported is not None:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from skipvar.config import RunConfig, to_dict
+from skipvar.distributed.environment import resolve_paths
 from skipvar.engine.resolved import Resolved
 from skipvar.shards.lease import Lease, acquire
 from skipvar.shards.ledger import FINGERPRINT_DIGITS, Ledger, fingerprint
@@ -60,6 +61,7 @@ class OpenRun:
     num_units: int
     num_requests: int
     """Requests of those units."""
+    resolved: Resolved
     is_resumed: bool
     session: str
     """When this process began to work on the run, UTC: names its logs."""
@@ -85,10 +87,12 @@ class OpenRun:
             self.ledger.withdraw()
 
 
-def locate(config: RunConfig) -> RunConfig:
-    """The configuration with `{date}` filled in."""
+def settle(config: RunConfig) -> RunConfig:
+    """The configuration with `{date}` filled in and local paths absolute; the store that it uses has answered."""
     path = config.output.path.replace("{date}", datetime.now(UTC).strftime("%Y-%m-%d"))
-    return replace(config, output=replace(config.output, path=path))
+    config = resolve_paths(replace(config, output=replace(config.output, path=path)))
+    check_store_answers(config)
+    return config
 
 
 def check_store_answers(config: RunConfig) -> None:
@@ -164,6 +168,7 @@ def open_run(config: RunConfig, resolved: Resolved, plan: Plan, sleep: Callable[
         units=units,
         num_units=num_units,
         num_requests=num_requests,
+        resolved=resolved,
         is_resumed=run.is_resumed,
         session=datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
     )

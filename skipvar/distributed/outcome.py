@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from skipvar.distributed.metrics import Metrics
 from skipvar.distributed.opening import OpenRun
+from skipvar.engine.resolved import Resolved
 from skipvar.engine.statistics import merge_statistics
 from skipvar.errors import SkipvarError
 from skipvar.quality.audit import AuditResult
@@ -35,6 +36,8 @@ class Outcome:
     output: str
     counts: dict[str, Any]
     """Requests, images and errors of the dataset; strategies and statistics of this session."""
+    resolved: Resolved
+    """What its images depend on besides their requests, as its replicas found it."""
     reason: str | None = None
     """Why it was stopped."""
     audit: AuditResult | None = None
@@ -84,6 +87,7 @@ def conclude(
         state=state,
         output=run.storage.uri,
         counts=counts,
+        resolved=run.resolved,
         reason=reason,
         audit=None if facts is None else facts.audit,
         alarm=None if audits is None or audits.alarm is None else audits.alarm.text(audits.promise),

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from skipvar.config import RunConfig
-from skipvar.distributed.environment import resolve_paths
+from skipvar.distributed.cluster import connect
 from skipvar.distributed.generate import generate
-from skipvar.distributed.opening import FINGERPRINT_FIELD, check_store_answers, fingerprint_parts, locate
+from skipvar.distributed.opening import FINGERPRINT_FIELD, fingerprint_parts, settle
 from skipvar.distributed.outcome import EXIT_ALL_ROWS, EXIT_STOPPED, summary
 from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.resolved import Resolved, resolve
@@ -15,7 +15,7 @@ from skipvar.quality.calibrate import DELTA, PROMISES, check_number
 from skipvar.quality.trials import TrialTable, read_trials, what_trials_buy
 from skipvar.shards.cache import StoredFiles
 from skipvar.shards.ledger import SUCCESS_FILE, Ledger, fingerprint
-from skipvar.shards.prompts import plan_input
+from skipvar.shards.prompts import Plan, plan_input
 from skipvar.shards.storage import open_storage
 from skipvar.skip.policy import TRIALS
 
@@ -33,11 +33,9 @@ class TrialsRun:
 
 def make_trials_run(config: RunConfig, show: Callable[[str], None], *, is_for_fitting: bool = False) -> TrialsRun:
     """Make what is left of the trials, as a run like any other. Raises `SkipvarError` for what is found before work."""
-    config = replace(config, policy=TRIALS)
-    check_store_answers(config)
-    resolved = resolve(config, StoredFiles(config.storage))
+    config = settle(replace(config, policy=TRIALS))
     if is_for_fitting:
-        plan = plan_input(resolve_paths(locate(config)), resolved.num_scales, resolved.max_image_pixels)
+        _, plan = _prepare(config)
         check_number(plan.num_requests)
         show(what_trials_buy(plan.num_rows, min(alpha for _, alpha in PROMISES), DELTA))
     stop = StopSignal()
@@ -47,18 +45,23 @@ def make_trials_run(config: RunConfig, show: Callable[[str], None], *, is_for_fi
     trials = None
     if outcome.exit_code != EXIT_STOPPED:
         trials = read_trials(open_storage(outcome.output, config.storage))
-    return TrialsRun(exit_code=outcome.exit_code, output=outcome.output, resolved=resolved, trials=trials)
+    return TrialsRun(exit_code=outcome.exit_code, output=outcome.output, resolved=outcome.resolved, trials=trials)
 
 
 def find_trials_run(config: RunConfig) -> TrialsRun:
     """The finished run of a configuration's trials; `InputError` where there is none. Starts nothing."""
-    config = resolve_paths(locate(replace(config, policy=TRIALS)))
-    check_store_answers(config)
-    resolved = resolve(config, StoredFiles(config.storage))
-    plan = plan_input(config, resolved.num_scales, resolved.max_image_pixels)
+    config = settle(replace(config, policy=TRIALS))
+    resolved, plan = _prepare(config)
     output = config.output.path.replace(FINGERPRINT_FIELD, fingerprint(fingerprint_parts(config, resolved, plan)))
     storage = open_storage(output, config.storage)
     if not storage.exists(SUCCESS_FILE) or len(Ledger(storage).done_units()) < plan.num_units:
         raise InputError(f"{output}: no finished trials of this configuration; jobs.calibrate makes them.")
     trials = read_trials(open_storage(output, config.storage))
     return TrialsRun(exit_code=EXIT_ALL_ROWS, output=output, resolved=resolved, trials=trials)
+
+
+def _prepare(config: RunConfig) -> tuple[Resolved, Plan]:
+    """What the run resolves to on the cluster's devices, which may not be this machine's, and its input."""
+    with connect(config) as cluster:
+        resolved = resolve(config, StoredFiles(config.storage), cluster.device)
+    return resolved, plan_input(config, resolved.num_scales, resolved.max_image_pixels)

@@ -59,10 +59,6 @@ class Batch(Generic[Item]):
     limit: int
     """How many would have been a full batch."""
 
-    @property
-    def is_prefix(self) -> bool:
-        return isinstance(self.key, Stream)
-
 
 @dataclass
 class Batcher(Generic[Item]):

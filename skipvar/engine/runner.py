@@ -45,10 +45,6 @@ class Runner:
         self._slots = SlotStore(like=self._cache, slots=plan.pool_images, branches=BRANCHES, tokens=slot_tokens)
         self._free_slots = list(reversed(range(plan.pool_images)))
 
-    @property
-    def num_free_slots(self) -> int:
-        return len(self._free_slots)
-
     def run_whole(self, images: Sequence[ImageState], modes: Sequence[Mode], limit: int) -> None:
         """All scales of images whose strategy is known before they start."""
         self._run(self._begin(images, limit, num_scales_run(modes) - 1), modes)

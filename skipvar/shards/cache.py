@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from skipvar.config import StorageConfig
-from skipvar.errors import NotFoundError, StorageError
+from skipvar.errors import NotFoundError
 from skipvar.model.identity import LocalFiles, sha256_of_tree
 from skipvar.shards.storage import Storage, explain_os_error, open_storage
 from skipvar.types import Entry
@@ -19,19 +19,16 @@ from skipvar.types import Entry
 _COPY_BYTES = 4 << 20
 
 
-def fetch(uri: str, cache_dir: str | Path, sha256: str | None = None, config: StorageConfig | None = None) -> Path:
+def fetch(uri: str, cache_dir: str | Path, config: StorageConfig) -> Path:
     """A local path with the file or folder at `uri`: local ones as they are, `s3://` ones from a cache in `cache_dir`.
 
-    The cache's key holds the objects' ETags, so a changed object is fetched anew. `sha256`, where given, is checked:
-    a file's own, or a folder's `tree_sha256`. `StorageError` where it differs; `NotFoundError` where nothing is there.
+    The cache's key holds the objects' ETags, so a changed object is fetched anew. `NotFoundError` where nothing is
+    there.
     """
     if not uri.startswith("s3://"):
-        path = Path(uri)
-        if sha256 is not None:
-            _check(path, sha256, uri)
-        return path
+        return Path(uri)
     bucket, _, key = uri.removeprefix("s3://").rstrip("/").partition("/")
-    storage = open_storage(f"s3://{bucket}", config or StorageConfig())
+    storage = open_storage(f"s3://{bucket}", config)
     entries = _entries(storage, key, uri)
     identity = "\n".join([uri, *(f"{entry.name} {entry.size} {entry.version}" for entry in entries)])
     folder = Path(cache_dir) / hashlib.sha256(identity.encode()).hexdigest()[:32]
@@ -41,7 +38,7 @@ def fetch(uri: str, cache_dir: str | Path, sha256: str | None = None, config: St
             folder.mkdir(parents=True, exist_ok=True)
             with _locked(folder / ".lock"):
                 if not target.exists():  # another process may have fetched it while this one waited
-                    _download(storage, entries, key, target, sha256, uri)
+                    _download(storage, entries, key, target)
     except OSError as error:
         raise explain_os_error(error, f"fetch {uri} to {target}") from error
     return target
@@ -81,18 +78,6 @@ class StoredFiles(LocalFiles):
         return open_storage(f"s3://{bucket}", self._config), key
 
 
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tree_sha256(path: Path) -> str:
-    """The SHA-256 over the lines `<relative name> <file's SHA-256>` of a folder's files, sorted by name."""
-    files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
-    return hashlib.sha256("".join(f"{name} {file_sha256(file)}\n" for name, file in files).encode()).hexdigest()
-
-
 def _entries(storage: Storage, key: str, uri: str) -> list[Entry]:
     """The object itself, or the objects of the folder."""
     found = [entry for entry in storage.list(key) if entry.name == key or entry.name.startswith(f"{key}/")]
@@ -103,8 +88,8 @@ def _entries(storage: Storage, key: str, uri: str) -> list[Entry]:
     return entries
 
 
-def _download(storage: Storage, entries: list[Entry], key: str, target: Path, sha256: str | None, uri: str) -> None:
-    """Fetch everything beside the target, check it, and put it in place at once."""
+def _download(storage: Storage, entries: list[Entry], key: str, target: Path) -> None:
+    """Fetch everything beside the target, and put it in place at once."""
     temporary = target.with_name(f".{uuid.uuid4().hex}")
     try:
         for entry in entries:
@@ -114,23 +99,12 @@ def _download(storage: Storage, entries: list[Entry], key: str, target: Path, sh
             path.parent.mkdir(parents=True, exist_ok=True)
             with storage.open(entry.name) as source, path.open("wb") as copy:
                 shutil.copyfileobj(source, copy, _COPY_BYTES)
-        if sha256 is not None:
-            _check(temporary, sha256, uri)
         temporary.rename(target)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
-
-
-def _check(path: Path, sha256: str, uri: str) -> None:
-    try:
-        found = tree_sha256(path) if path.is_dir() else file_sha256(path)
-    except OSError as error:
-        raise explain_os_error(error, f"read {path}") from error
-    if found != sha256.lower():
-        raise StorageError(f"{uri} has SHA-256 {found}, not {sha256}; use the right version or correct the hash.")
 
 
 @contextmanager

@@ -11,7 +11,6 @@ _OPTIONS: dict[str, dict[str, object]] = {
     "webp": {"format": "WEBP", "lossless": True, "quality": 50, "method": 4, "exact": True},
     "jpeg": {"format": "JPEG", "quality": JPEG_QUALITY, "subsampling": 0},
 }
-FORMATS = tuple(_OPTIONS)
 
 
 def encode_image(pixels: np.ndarray, image_format: str) -> bytes:

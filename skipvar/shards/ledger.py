@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from skipvar.errors import ConfigError, NotFoundError, StorageError
 from skipvar.shards.card import dataset_card
-from skipvar.shards.lease import Lease, LeaseHeldError, acquire
 from skipvar.shards.parts import INPUT
 from skipvar.shards.prompts import Plan
 from skipvar.shards.schema import SCHEMA_VERSION
@@ -30,8 +29,6 @@ from skipvar.shards.unitfile import (
     read_unit_footer,
 )
 from skipvar.types import RequestKey, Unit
-
-__all__ = ["FailedUnit", "Lease", "LeaseHeldError", "Ledger", "Run", "acquire", "fingerprint"]
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ def test_a_line_never_tells_of_more_than_there_is(
     told = metrics.Metrics(22, 0)
     told.published(
         UnitReport(
-            unit=0, num_images=19, num_failures=3, num_bytes=0, content_hash="", already_there=False,
+            unit=0, num_images=19, num_failures=3, 
             same_content=True, strategies={"base": 19}, seconds=1.0,
         )
     )  # fmt: skip

@@ -25,7 +25,7 @@ def test_waits_for_a_full_batch_unless_flushed() -> None:
         batcher.add(STREAM, item)
     assert batcher.pick(flush=False) is None and not batcher.can_pick(flush=False)
     batch = batcher.pick(flush=True)
-    assert batch is not None and batch.items == [0, 1, 2] and batch.is_prefix and batch.limit == 4
+    assert batch is not None and batch.items == [0, 1, 2] and batch.key == STREAM and batch.limit == 4
     assert batcher.num_queued == 0 and batcher.pick(flush=True) is None
 
 
@@ -64,7 +64,7 @@ def test_an_old_image_does_not_wait_forever() -> None:
         for item in range(4):
             batcher.add(STREAM, 10 * round_ + item)
         batch = batcher.pick(flush=False)
-        assert batch is not None and batch.is_prefix
+        assert batch is not None and isinstance(batch.key, Stream)
     batch = batcher.pick(flush=False)
     assert batch is not None and batch.items == [99]
 
@@ -102,7 +102,7 @@ def test_every_image_runs_once_and_the_pool_holds(seed: int) -> None:
         if batch is None:
             continue
         assert len(batch.items) <= batch.limit
-        if batch.is_prefix:
+        if isinstance(batch.key, Stream):
             for item in batch.items:
                 batcher.add(bucket(chance.choice(NAMES)), item)
             assert batcher.num_waiting <= 58

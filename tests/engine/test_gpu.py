@@ -41,7 +41,7 @@ def run(engine: Engine, given: Sequence[Request]) -> dict[int, Image]:
     assert not [item.message for item in finished if isinstance(item, Failure)]
     images = {item.request.position: item for item in finished if isinstance(item, Image)}
     assert sorted(images) == sorted(request.position for request in given) and len(finished) == len(given)
-    assert engine._runner.num_free_slots == engine._runner.plan.pool_images
+    assert len(engine._runner._free_slots) == engine._runner.plan.pool_images
     return images
 
 

@@ -78,7 +78,7 @@ def suffix_fill(plan: MemoryPlan, mix: dict[str, float], num_images: int = 4000)
             left -= 1
         batch = batcher.pick(flush=not left)
         assert batch is not None
-        if not batch.is_prefix:
+        if isinstance(batch.key, Bucket):
             run, room = run + len(batch.items), room + batch.limit
             continue
         for name in batch.items:

@@ -11,6 +11,7 @@ from skipvar.config import RunConfig
 from skipvar.shards.ledger import Ledger
 from skipvar.shards.prompts import Plan, plan_input, read_unit
 from skipvar.shards.storage import Storage, open_storage
+from skipvar.shards.unitfile import data_name, read_unit_footer
 from skipvar.shards.writer import DatasetSpec, UnitWriter
 from skipvar.types import Failure, Image, Probe, Request, Unit, UnitReport
 
@@ -81,6 +82,12 @@ class Job:
         for item in read_unit(unit, self.plan.spec):
             writer.add(self.make(item) if isinstance(item, Request) else item)
         return writer.publish()
+
+    def content_hash(self, unit: int) -> str:
+        """Of a published unit."""
+        name = data_name(unit)
+        with self.storage.open(name) as file:
+            return read_unit_footer(file, name).content_hash
 
     def make_units(self, units: Iterable[Unit] | None = None) -> list[UnitReport]:
         done = self.ledger.done_units()

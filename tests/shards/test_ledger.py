@@ -104,7 +104,8 @@ def test_retries_supersede_what_they_list(tmp_path: Path) -> None:
     assert [(unit.index, unit.only, unit.retry) for unit in units] == [(0, frozenset({(2, 0)}), 2)]
     job.make_units(units)
     assert job.ledger.num_errors() == 0
-    assert job.make_unit(units[0]).already_there
+    before = list(job.storage.list("data/"))
+    assert job.make_unit(units[0]).same_content and list(job.storage.list("data/")) == before
 
 
 def test_an_error_file_without_its_data_file_does_not_count(tmp_path: Path) -> None:

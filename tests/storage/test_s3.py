@@ -14,7 +14,7 @@ from jobs.export import main as export_main
 from jobs.verify import main as verify_main
 from skipvar.config import StorageConfig
 from skipvar.errors import InputError, NotFoundError, StorageError
-from skipvar.shards.cache import fetch, file_sha256, tree_sha256
+from skipvar.shards.cache import fetch
 from skipvar.shards.lease import acquire
 from skipvar.shards.prompts import plan_input
 from skipvar.shards.storage import Storage, open_storage
@@ -141,8 +141,13 @@ def test_inputs_of_every_format_and_globs(tmp_path: Path, bucket: str, config: S
             plan_input(make_config(input__path=pattern, storage=config))
 
 
-def _fetch(uri: str, folder: str, sha256: str, config: StorageConfig) -> str:
-    return str(fetch(uri, folder, sha256, config))
+def _fetch(uri: str, folder: str, config: StorageConfig) -> str:
+    return str(fetch(uri, folder, config))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All that lies in a folder, by relative name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_weights_are_fetched_once_by_many(tmp_path: Path, bucket: str, proxy: Proxy, proxied: StorageConfig) -> None:
@@ -154,18 +159,17 @@ def test_weights_are_fetched_once_by_many(tmp_path: Path, bucket: str, proxy: Pr
         root.replace(f"models/w/{name}", (folder / name).read_bytes())
     root.replace("models/w2/other", b"not to be fetched")
     proxy.requests.clear()
-    arguments = (f"s3://{bucket}/models/w", str(tmp_path / "cache"), tree_sha256(folder), proxied)
+    arguments = (f"s3://{bucket}/models/w", str(tmp_path / "cache"), proxied)
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         [path] = set(pool.starmap(_fetch, [arguments] * 4))
-    assert tree_sha256(Path(path)) == tree_sha256(folder)
+    assert files(Path(path)) == files(folder)
     assert sum(method == "GET" and "a.safetensors" in path for method, path in proxy.requests) == 1
-    one = fetch(f"s3://{bucket}/models/w/sub/b.json", tmp_path / "cache", file_sha256(folder / "sub/b.json"), proxied)
+    one = fetch(f"s3://{bucket}/models/w/sub/b.json", tmp_path / "cache", proxied)
     assert one.name == "b.json" and one.read_bytes() == (folder / "sub/b.json").read_bytes()
     root.replace("models/w/sub/b.json", b"changed")
-    with pytest.raises(StorageError, match="has SHA-256"):
-        fetch(f"s3://{bucket}/models/w/sub/b.json", tmp_path / "cache", file_sha256(folder / "sub/b.json"), proxied)
+    assert fetch(f"s3://{bucket}/models/w/sub/b.json", tmp_path / "cache", proxied).read_bytes() == b"changed"
     with pytest.raises(NotFoundError):
-        fetch(f"s3://{bucket}/models/nothing", tmp_path / "cache", config=proxied)
+        fetch(f"s3://{bucket}/models/nothing", tmp_path / "cache", proxied)
     assert not [found for found in (tmp_path / "cache").rglob(".*") if found.name != ".lock"]
 
 
@@ -180,7 +184,7 @@ def test_a_dataset_on_s3_is_the_local_one(
     lease = acquire(remote.storage, 5)
     assert lease.beat()
     lease.release()
-    hashes = [[report.content_hash for report in reports(job)] for job in (local, remote)]
+    hashes = [made_again(job) for job in (local, remote)]
     assert hashes[0] == hashes[1] and remote.run.fingerprint == local.run.fingerprint
     assert verify_main([uri, "--full", "--endpoint-url", server.url]) == 0
     assert "26 images and 4 errors" in capsys.readouterr().out
@@ -191,11 +195,12 @@ def test_a_dataset_on_s3_is_the_local_one(
     assert SECRET_KEY.encode() not in written and json.loads(remote.storage.read("_run.json"))
 
 
-def reports(job: Job) -> list[object]:
-    """Every unit made again: the published hashes."""
+def made_again(job: Job) -> list[str]:
+    """Every unit made again, which changes nothing: the published hashes."""
+    before = list(job.storage.list("data/"))
     again = [job.make_unit(job.plan.unit(index)) for index in range(job.plan.num_units)]
-    assert all(report.already_there and report.same_content for report in again)
-    return list(again)
+    assert all(report.same_content for report in again) and list(job.storage.list("data/")) == before
+    return [job.content_hash(index) for index in range(job.plan.num_units)]
 
 
 def test_own_runs_do_not_meet_in_one_bucket(tmp_path: Path, bucket: str, config: StorageConfig) -> None:
