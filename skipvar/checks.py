@@ -67,6 +67,7 @@ def check_one_of(key: str, value: str, accepted: Iterable[str]) -> None:
 
 
 def check_scheme(key: str, path: str) -> None:
+    """Refuse what is neither a local path nor `s3://bucket[/prefix]`, and what holds credentials or options."""
     scheme, separator, rest = path.partition("://")
     require(not separator or scheme == "s3", key, path, "a local path or s3://bucket/prefix")
     require(not separator or bool(rest.split("/")[0]), key, path, "s3:// followed by a bucket's name")
@@ -100,20 +101,24 @@ def check_whole(
 
 
 def check_seconds(key: str, value: Any, *, can_be_zero: bool = False, or_else: str = "") -> None:
+    """Refuse what is no number above 0 (with `can_be_zero`, of 0 or more) and up to `MAX_SECONDS`."""
     is_ok = is_within(value, 0, MAX_SECONDS) and (can_be_zero or value > 0)
     lowest = "of 0 or more" if can_be_zero else "above 0"
     require(is_ok, key, value, f"a number {lowest} (up to {MAX_SECONDS:.0e}){or_else}")
 
 
 def is_text(value: Any) -> bool:
+    """Whether it is a string that holds more than white space."""
     return isinstance(value, str) and bool(value.strip())
 
 
 def is_whole(value: Any) -> bool:
+    """Whether it is an int; a bool is none here."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_finite(value: Any) -> bool:
+    """Whether it is an int or float within a float's range: no bool, no infinity, no NaN."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:
@@ -123,4 +128,5 @@ def is_finite(value: Any) -> bool:
 
 
 def is_within(value: Any, low: float, high: float) -> bool:
+    """Whether it is a finite number from `low` to `high`, both included."""
     return is_finite(value) and low <= value <= high

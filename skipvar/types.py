@@ -44,6 +44,7 @@ class Request:
 
     @property
     def key(self) -> RequestKey:
+        """Unique in a run, as `id` need not be."""
         return (self.position, self.image_index)
 
 
@@ -144,6 +145,7 @@ class Failure:
 
     @property
     def key(self) -> RequestKey:
+        """That of the request that failed."""
         return (self.position, self.image_index)
 
     @classmethod

@@ -54,9 +54,11 @@ class SimulatedFleet:
         self._answering: Member | None = None
 
     def leaving_nodes(self) -> frozenset[str]:
+        """Always empty: no simulated node ever goes."""
         return frozenset()
 
     def grow(self, size: int) -> None:
+        """Create replicas until there are `size`; each has started at once."""
         for number in range(len(self.members), size):
             member = Member(f"replica-{number}", None)
             self.members.append(member)
@@ -64,6 +66,7 @@ class SimulatedFleet:
             self._at(self.now, member, None)
 
     def send(self, member: Member, message: Any) -> None:
+        """Give a replica units; it makes one after another, each in 0.5 to 1.5 times `unit_seconds`."""
         self._charge(num_calls=member is not self._answering)
         replica = self._replicas[member]
         replica.report_seconds = message.report_seconds
@@ -75,6 +78,7 @@ class SimulatedFleet:
             self._at(replica.free_at, member, null_report(assignment.unit.index, seconds))
 
     def events(self, _timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
+        """What replicas say, up to `MAX_EVENTS_A_ROUND` events; where none is due yet, the clock jumps to the next."""
         self._charge()
         if self._coming and self._coming[0][0] > self.now:  # nothing to do for the driver until then
             self.now = self._coming[0][0]
@@ -122,6 +126,7 @@ class SimulatedFleet:
         heapq.heappush(self._coming, (when, next(self._numbers), member, report))
 
     def clock(self) -> float:
+        """Simulated seconds since the start."""
         return self.now
 
     def _charge(self, num_calls: int = 0) -> None:

@@ -20,15 +20,18 @@ def null_run(num_units: int) -> Any:
 
 
 def null_metrics(num_units: int) -> Metrics:
+    """Of a run of `num_units` units that was not resumed."""
     return Metrics(num_units * UNIT_ROWS, 0)
 
 
 def null_started() -> Started:
+    """What a replica says once it is up: it has no device and wants `WANTED_UNITS` units."""
     device = DeviceReport(processor="none", torch="", batch_size={}, pool_images=UNIT_ROWS, self_check=None)
     return Started(report=device, wanted_requests=WANTED_UNITS * UNIT_ROWS)
 
 
 def null_report(unit: int, seconds: float) -> UnitReport:
+    """A unit of `UNIT_ROWS` images, all under `base`, made in `seconds`; its file has no bytes."""
     return UnitReport(
         unit=unit,
         num_images=UNIT_ROWS,

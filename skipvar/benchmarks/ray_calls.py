@@ -33,6 +33,7 @@ class NullReplica:
         self._num_done = 0
 
     async def send(self, message: ToReplica) -> None:
+        """Answers each assignment with `UnitDone` and `Progress`, and `Stop` with `Stopped`."""
         if isinstance(message, Stop):
             self._outbox.put_nowait(Stopped(statistics={}))
         for assignment in message.assignments if isinstance(message, Supply) else ():
@@ -43,6 +44,7 @@ class NullReplica:
             self._outbox.put_nowait(Progress(num_published=self._num_done, num_read=self._num_done))
 
     async def receive(self, messages: bytes) -> bytes:
+        """Takes packed messages, waits until there is something to say, and returns all of it, packed."""
         for message in unpack(messages):
             await self.send(message)
         said = [await self._outbox.get()]

@@ -57,6 +57,7 @@ class Block(nn.Module):
         return x + self.mlp(layer_norm(x) * (1 + scale2) + shift2) * gate2
 
     def normalise_for_text(self, x: Tensor) -> Tensor:
+        """The LayerNorm before cross-attention, the one with weights: `(n, L, C)` float32 -> the same."""
         norm = self.cross_norm
         return F.layer_norm(x, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
 

@@ -137,6 +137,7 @@ class RenamedState(State):
         self._originals: dict[str, str] = {}
 
     def add(self, name: str, original: str, tensor: Tensor) -> None:
+        """Takes a tensor under our `name` and the file's `original`; a second one of our name is a `ModelError`."""
         if name in self:
             raise ModelError(f"{self._originals[name]} and {original} are two tensors for one parameter")
         self[name], self._originals[name] = tensor, original

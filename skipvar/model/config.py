@@ -54,14 +54,17 @@ class TransformerConfig:
 
     @property
     def head_width(self) -> int:
+        """Channels of one attention head, a multiple of 4."""
         return self.width // self.num_heads
 
     @property
     def mlp_width(self) -> int:
+        """Hidden width of a block's MLP: `width * mlp_ratio`, rounded to the nearest multiple of 256."""
         return round(self.width * self.mlp_ratio / 256) * 256
 
     @property
     def bits_per_token(self) -> int:
+        """The `d` of all shapes: bits that are predicted for a token, and channels of its input."""
         return self.latent_channels * (4 if self.spatial_patchify else 1)
 
     @property
@@ -92,6 +95,7 @@ class VaeConfig:
 
     @property
     def patch_size(self) -> int:
+        """Pixels that a latent cell covers along each side."""
         return 2 ** (len(self.width_multipliers) - 1)
 
 

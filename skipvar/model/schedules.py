@@ -24,6 +24,7 @@ class Schedule:
 
     @property
     def num_scales(self) -> int:
+        """K; strategies may run fewer."""
         return len(self.grids)
 
     @property

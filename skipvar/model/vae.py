@@ -20,6 +20,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
+    """A 3x3 convolution with bias that keeps height and width (a border of zeros)."""
     return nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1)
 
 

@@ -33,6 +33,7 @@ class Case:
 
     @property
     def passed(self) -> bool:
+        """Whether no problem was noted; errors within their tolerance are none."""
         return not self.problems
 
     def measure(self, kind: str, value: float, tolerance: float | None = None) -> None:
@@ -50,9 +51,11 @@ class Case:
         self.measure(kind, (ours.double() - golden.double()).abs().max().item(), tolerance)
 
     def count(self, what: str, number: int) -> None:
+        """Adds `number` to what was counted under this name before; counts decide nothing."""
         self.counts[what] = self.counts.get(what, 0) + number
 
     def expect_equal(self, what: str, ours: Any, golden: Any) -> None:
+        """Notes a problem, with both values, where they differ; for plain values, not for tensors."""
         if ours != golden:
             self.problems.append(f"{what} is {ours!r}, golden is {golden!r}")
 

@@ -37,6 +37,7 @@ def compare_logits(case: Case, run: GoldenRun, replay: Replay, scale: int, toler
 
 
 def compare_bits(case: Case, replay: Replay, scale: int, golden: Tensor, *, is_free: bool) -> None:
+    """Counts bits `(L, d)` of a scale that differ: a problem in a free run, and at margins of `FLIP_MARGIN` or more."""
     case.count("bits", golden.numel())
     if replay.bits[scale].shape != golden.shape:
         case.problems.append(f"bits of scale {scale} have shape {tuple(replay.bits[scale].shape)}")
@@ -51,6 +52,7 @@ def compare_bits(case: Case, replay: Replay, scale: int, golden: Tensor, *, is_f
 
 
 def compare_sums(case: Case, run: GoldenRun, replay: Replay) -> None:
+    """The last running code sum `(dv, h, w)`: all of it, or every fourth cell along both axes, as the run stores it."""
     assert replay.code_sum is not None
     if "codes" in run.tensors:
         case.compare("sum_error", replay.code_sum, run.tensors["codes"], SUM_TOLERANCE)
@@ -78,6 +80,7 @@ def compare_image(case: Case, golden: Mapping[str, Tensor], pixels: Tensor, deco
 
 
 def compare_probe(case: Case, golden: GoldenFolder, run: GoldenRun, replay: Replay, replayer: Replayer) -> None:
+    """Features of a run's probe, the policies' decisions by them, and the sums and decoded corners behind them."""
     old, new = replay.sums[DECISION_INDEX - 1], replay.sums[DECISION_INDEX]
     compare_features(case, golden, replayer, (old, new), run.grids, run.content["probe_features"], run.content)
     compare_probe_tensors(case, replayer, (old, new), run.grids, run.tensors, "probe_")

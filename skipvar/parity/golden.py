@@ -88,10 +88,12 @@ class GoldenRun:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
+        """All that lies beside the JSON, by its names there; read when first asked for."""
         return load_file(self.path.with_suffix(".safetensors"))
 
     @cached_property
     def grids(self) -> tuple[Grid, ...]:
+        """Token grid `(h, w)` of each scale of the schedule, those that the run skipped included."""
         return read_grids(self.content["spec"]["schedule"])
 
     @cached_property
@@ -111,6 +113,7 @@ class GoldenRun:
 
     @property
     def guidance_layers(self) -> tuple[int, ...]:
+        """Where guidance acts, as in `SamplingRules`: 0 on the logits, -j after block depth-j."""
         return tuple(self.content["spec"]["cfg_insertion_layer"])
 
     @property
@@ -173,6 +176,7 @@ class GoldenPart:
 
     @property
     def name(self) -> str:
+        """Its folder's, with which the names of its cases begin."""
         return self.folder.name
 
     @cached_property
@@ -202,6 +206,7 @@ class GoldenPart:
         )
 
     def load_decoder(self) -> Decoder:
+        """The part's VAE decoder in float32 on the CPU, without gradients."""
         path = self.folder / "vae.safetensors"
         decoder = Decoder(self.config.vae)
         load_into(decoder, decoder_state_from_official(read_state(path)), str(path))
@@ -253,6 +258,7 @@ class GoldenFolder:
 
     @cached_property
     def parts(self) -> list[GoldenPart]:
+        """The subfolders with a config.json, by name; raises `InputError` where the folder itself is missing."""
         if not self.folder.is_dir():
             raise InputError(f"{self.folder}: no such folder")
         return [GoldenPart(path.parent) for path in sorted(self.folder.glob("*/config.json"))]

@@ -23,6 +23,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
+        """Whether all judged cases passed; the others do not count."""
         return all(case.passed for case in self.cases)
 
     def summary(self) -> dict[str, Any]:

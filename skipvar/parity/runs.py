@@ -74,10 +74,12 @@ class Subject:
 
     @cached_property
     def runs(self) -> list[GoldenRun]:
+        """The generations in the part's folder `runs`, by name; read once."""
         return self.part.runs()
 
     @cached_property
     def replayer(self) -> Replayer:
+        """Holds the part's model, which is loaded when first asked for."""
         return Replayer(self.part.load_pipeline())
 
     def make(self, run: GoldenRun) -> Replay:

@@ -51,12 +51,15 @@ class RunCount:
 
     @property
     def num_files(self) -> int:
+        """Data files that are counted, retries included: the count is published under this number."""
         return self.units + len(self.retries)
 
     def holds(self, file: FileKey) -> bool:
+        """Whether a file is counted already."""
         return file in self.retries if file[1] else file[0] < self.units
 
     def plus(self, file: FileKey, images: int, misses: int) -> "RunCount":
+        """The count with one more file: the next unit in order, or a retry."""
         more = {"retries": (*self.retries, file)} if file[1] else {"units": self.units + 1}
         return replace(self, **more, images=self.images + images, misses=self.misses + misses)
 
@@ -76,6 +79,7 @@ class AuditAlarm:
     raised_at: str
 
     def text(self, promise: Promise) -> str:
+        """For a person, in one line: how many images missed the floor, and what `promise` allows."""
         return (
             f"Audit alarm: {self.misses} of {self.images} audited images have an SSIM under {promise.floor:g}, where "
             f"at most {100 * promise.alpha:g}% were promised (wealth {self.wealth:.3g}, the alarm is at "

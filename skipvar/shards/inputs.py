@@ -31,6 +31,7 @@ class InputFile:
 
     @property
     def name(self) -> str:
+        """The last part of its uri, without folders."""
         return PurePosixPath(self.uri).name
 
 

@@ -45,6 +45,7 @@ class LocalParts:
 
 
 def part_name(number: int) -> str:
+    """Where the part of this number lies in the output: `_input/part-NNNNN.parquet`."""
     return f"{INPUT}part-{number:05d}.parquet"
 
 
@@ -86,6 +87,7 @@ class PartWriter:
                 self._end_part()
 
     def finish(self) -> LocalParts:
+        """Write what is still in memory and end the last part; all of them, in the order of their rows."""
         self._flush()
         self._end_part()
         return LocalParts(self._folder, tuple(self._parts))

@@ -95,6 +95,7 @@ class S3Storage:
         self._endpoint = _shown_endpoint(self._client.meta.endpoint_url)
 
     def look(self) -> None:
+        """Raise where there is no such bucket; one that may not be looked at passes."""
         self._check_bucket()
 
     def probe(self) -> None:
@@ -131,6 +132,7 @@ class S3Storage:
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def open(self, name: str) -> BinaryIO:
+        """Ranged GETs that read `READ_AHEAD_BYTES` ahead; a `StorageError` where the object changes meanwhile."""
         status = self._call(
             f"read {self.uri}/{name}", lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + name)
         )

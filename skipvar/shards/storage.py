@@ -49,7 +49,8 @@ class Storage(Protocol):
     def delete(self, name: str) -> None:
         """Remove the object; no error if there is none."""
 
-    def exists(self, name: str) -> bool: ...
+    def exists(self, name: str) -> bool:
+        """Whether there is such an object; its content is not read."""
 
 
 def open_storage(uri: str, config: StorageConfig) -> Storage:

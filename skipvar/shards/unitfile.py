@@ -55,6 +55,7 @@ class UnitFooter:
     """The engine's time for its audited images: `made` as decided, and `base`."""
 
     def to_metadata(self) -> dict[str, str]:
+        """Each field as text under `skipvar.<field>`, for the file's key-value metadata; `from_metadata` reads it."""
         retried = None if self.retried is None else sorted(self.retried)
         values = {**self.__dict__, "retried": json.dumps(retried)}
         values |= {name: json.dumps(dict(values[name])) for name in ("phase_seconds", "audit_seconds")}
@@ -81,10 +82,12 @@ class UnitFooter:
 
 
 def data_name(unit: int, retry: int = 0) -> str:
+    """`data/unit-N.parquet`, of a retry `data/unit-N.retry-R.parquet`; `parse_data_name` reads it."""
     return f"{DATA}unit-{unit:09d}" + (f".retry-{retry}" if retry else "") + ".parquet"
 
 
 def error_name(unit: int, attempt: int) -> str:
+    """`errors/unit-N.<attempt>.parquet`; `parse_error_name` reads it."""
     return f"{ERRORS}unit-{unit:09d}.{attempt}.parquet"
 
 
@@ -114,12 +117,14 @@ class ContentHash:
         self._sha256 = hashlib.sha256()
 
     def update(self, batch: pa.RecordBatch) -> None:
+        """Take in rows, in their order, without the columns of who made them and when (`UNHASHED`)."""
         names = [name for name in batch.schema.names if name not in UNHASHED]
         for row in batch.select(names).to_pylist():
             self._sha256.update(json.dumps(row, default=_canonical, sort_keys=True).encode())
             self._sha256.update(b"\n")
 
     def hexdigest(self) -> str:
+        """SHA-256 of the rows so far, in 64 hexadecimal digits."""
         return self._sha256.hexdigest()
 
 
@@ -164,6 +169,7 @@ class UnitFile:
         self._writer.write_batch(batch, row_group_size=batch.num_rows)
 
     def finish(self, metadata: Mapping[str, str]) -> bytes:
+        """Close the file with `metadata` in its footer, and return its bytes with their checksum in place."""
         self._writer.add_key_value_metadata({**metadata, _CHECKSUM: _NO_CHECKSUM})
         self._writer.close()
         data = self._sink.getvalue()

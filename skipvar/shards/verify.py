@@ -58,6 +58,7 @@ class Verdict:
 
     @property
     def is_whole(self) -> bool:
+        """Whether there are no problems; notes do not count."""
         return not self.problems
 
 

@@ -66,6 +66,7 @@ class DatasetSpec:
         )
 
     def own_columns(self) -> pa.Schema:
+        """The schema that `columns` holds as bytes."""
         return pa.ipc.read_schema(pa.py_buffer(self.columns))
 
 

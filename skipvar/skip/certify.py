@@ -63,6 +63,7 @@ class Certificate:
 
     @property
     def promise(self) -> str:
+        """For a person, in one line: what holds at which confidence, and what the test counted."""
         return (
             f"with confidence {1 - self.delta:g} at most {self.alpha:g} of images have an SSIM to base "
             f"under {self.ssim_floor:g} ({self.misses} of {self.n} in the test)"

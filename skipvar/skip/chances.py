@@ -29,6 +29,7 @@ class Scaling:
 
     @property
     def num_terms(self) -> int:
+        """Length of what `terms` returns: 5 for two numbers, else two for each."""
         return 5 if len(self.mean) == 2 else 2 * len(self.mean)
 
 

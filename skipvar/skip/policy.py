@@ -30,7 +30,9 @@ class Policy(Protocol):
     """Names each image's strategy after the decision scale."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As users see it: in a dataset's rows, in records and in messages."""
+        ...
 
     @property
     def content_hash(self) -> str:
@@ -202,6 +204,7 @@ class CertifiedPolicy:
         return ("base", *self.table.forecasts)
 
     def decide(self, request: Request, numbers: Sequence[float]) -> Decision:
+        """`base` where cfg, tau or aspect ratio of the request are not those of the test; else the table's choice."""
         asked, tested = (request.aspect_ratio,), (self.aspect_ratio,)
         pairs = ((request.cfg, self.cfg), (request.tau, self.tau), (asked, tested))
         if not all(are_close(*pair) for pair in pairs):

@@ -38,6 +38,7 @@ class Strategy:
 
     @property
     def num_scales_run(self) -> int:
+        """Index of the first scale that is skipped; K where none is."""
         return num_scales_run(self.modes)
 
     def token_forwards(self, num_tokens: Sequence[int], *, guided: bool = True) -> int:

@@ -44,9 +44,11 @@ class Trainer(Protocol):
     def restore(self) -> None:
         """Goes on from the run's checkpoint, if there is one."""
 
-    def report(self) -> None: ...
+    def report(self) -> None:
+        """Logs the losses since the last report (the VAE also its PSNR); the leading process alone calls it."""
 
-    def save(self) -> None: ...
+    def save(self) -> None:
+        """Writes the run's checkpoint, with all that `restore` needs; the leading process alone calls it."""
 
 
 def train(trainer: Trainer, schedule: RateSchedule, minutes: float, checkpoint_seconds: float, is_leader: bool) -> None:
@@ -88,14 +90,17 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Moves the averages towards the weights; update n, from 1, has a decay of at most (1 + n) / (10 + n)."""
         self._num_updates += 1
         decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
         torch._foreach_lerp_(list(self.weights.values()), list(self._source.values()), 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
+        """`weights`, the averages themselves (no copies), and `num_updates`."""
         return {"weights": self.weights, "num_updates": self._num_updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copies in what `state_dict` gave; every parameter of the module must be there."""
         self._num_updates = state["num_updates"]
         for name, weight in self.weights.items():
             weight.copy_(state["weights"][name])

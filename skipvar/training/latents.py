@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def latents_path(folders: Folders) -> Path:
+    """`latents.pt` in the run's folder, which `encode_latents` writes."""
     return folders.run / "latents.pt"
 
 

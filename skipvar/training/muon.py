@@ -43,6 +43,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
+        """Decays and updates every matrix in place at learning rate `rate`; all must have gradients."""
         gradients = [p.grad for p in self.matrices if p.grad is not None]
         assert len(gradients) == len(self.matrices)
         torch._foreach_lerp_(self.buffers, gradients, 1 - self._momentum)
@@ -104,9 +105,11 @@ class Optimizer:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
+        """`muon`, its momentum in the order of the matrices, and `adam`, the state of AdamW; no copies."""
         return {"muon": self._muon.buffers, "adam": self._adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` gave, for the same parameters in the same order."""
         for buffer, saved in zip(self._muon.buffers, state["muon"], strict=True):
             buffer.copy_(saved)
         self._adam.load_state_dict(state["adam"])

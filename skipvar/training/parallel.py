@@ -65,6 +65,7 @@ class Peers:
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """A context that computes in bfloat16 where `dtype` is that; for any other it changes nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
 
 

@@ -91,6 +91,7 @@ class BatchSource:
         return torch.tensor(shares, device=self._device)
 
     def draw(self, lesson: Lesson, num_scales: int, size: int, generator: torch.Generator) -> TrainingBatch:
+        """`size` combinations by the lesson's shares, each with one of its captions and bits of `num_scales` scales."""
         chosen = torch.multinomial(self._chances[lesson], size, replacement=True, generator=generator)
         choices = torch.rand(size, generator=generator, device=self._device).tolist()
         texts = [_pick(captions(self._training[i]), u) for i, u in zip(chosen.tolist(), choices, strict=True)]
@@ -169,6 +170,7 @@ def _attention_backend(num_tokens: int, device: torch.device) -> AbstractContext
 
 
 def checkpoint_path(folders: Folders) -> Path:
+    """`transformer.pt` in the run's folder: weights, their average, optimizer, step, the encoder's hash."""
     return folders.run / "transformer.pt"
 
 

@@ -43,6 +43,7 @@ class Autoencoder(nn.Module):
 
 
 def checkpoint_path(folders: Folders) -> Path:
+    """`vae.pt` in the run's folder: weights of both halves, their average, optimizer, step."""
     return folders.run / "vae.pt"
 
 
