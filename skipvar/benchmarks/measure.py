@@ -137,7 +137,7 @@ def _plan(path: str) -> dict[str, Any]:
     import skipvar.distributed.generate  # noqa: F401  (the driver's imports count too)
 
     started = time.perf_counter()
-    plan = plan_input(RunConfig(input=InputConfig(path=path)))
+    plan = plan_input(RunConfig(input=InputConfig(path=path)), num_scales=13)
     units = sum(plan.unit(index).num_rows for index in range(plan.num_units))
     assert units == plan.num_rows
     return {

@@ -27,6 +27,9 @@ class Resolved:
     model: ModelConfig
     weights_sha256: Mapping[str, str]
     """Of each network."""
+    cfg: tuple[float, ...] | None
+    """The configuration's of each scale, where a row has none; None: it has another number of them. As `tau`."""
+    tau: tuple[float, ...] | None
     size: str
     guidance_layers: tuple[int, ...]
     """0: guidance on the logits; -j: after block depth-j."""
@@ -140,6 +143,8 @@ def resolve(config: RunConfig, files: Files | None = None, device: Device | None
     return Resolved(
         model=identity.config,
         weights_sha256=identity.weights_sha256,
+        cfg=cfg,
+        tau=tau,
         size=size,
         guidance_layers=layers,
         policy=policy,

@@ -107,8 +107,8 @@ def _write_certified(
     schedule = find_schedule(resolved.model.schedules, sampling.aspect_ratio, resolved.size)
     tested_with = {
         **fitted_for,
-        "cfg": _per_scale(sampling.cfg, resolved.num_scales),
-        "tau": _per_scale(sampling.tau, resolved.num_scales),
+        "cfg": resolved.cfg,
+        "tau": resolved.tau,
         "dtype": resolved.dtype,
         "grids": [list(grid) for grid in schedule.grids],
         "prompts": str(config.input.path),
@@ -135,7 +135,3 @@ def _saved(found: Certified, tested: Sequence[TrialScores], costs: Mapping[str, 
     fixed = [(cost, sum(trial.ssim[name] < floor for trial in tested) / len(tested)) for name, cost in costs.items()]
     mine = sum(costs[found.choose(trial)] for trial in tested) / len(tested)
     return round(1 - mine / cheapest(fixed, found.certificate.misses / len(tested)), 4)
-
-
-def _per_scale(value: Any, num_scales: int) -> list[float]:
-    return [float(item) for item in value] if isinstance(value, list | tuple) else [float(value)] * num_scales

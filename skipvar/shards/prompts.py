@@ -82,15 +82,15 @@ class PublishedInput:
 
 def plan_input(
     config: RunConfig,
-    num_scales: int | None = None,
+    num_scales: int,
     max_image_pixels: int | None = None,
     published: PublishedInput | None = None,
 ) -> Plan:
     """Plan the input of a run: expand globs, count rows, find columns. Reads Parquet footers only; text is streamed
     once into its normal form, or only hashed where it is that of `published`.
 
-    `num_scales` is K of the model's schedules where it is known, `max_image_pixels` the pixels of its largest image:
-    a unit's raw pixels are kept under `output.max_file_bytes`. `InputError` and `ConfigError` name what is at fault.
+    `num_scales` is K of the model's schedules. With `max_image_pixels`, the pixels of its largest image, a unit's raw
+    pixels are kept under `output.max_file_bytes`. `InputError` and `ConfigError` name what is at fault.
     """
     per_unit = _prompts_per_unit(config, max_image_pixels)
     inputs = Inputs(config.storage)
@@ -308,13 +308,12 @@ def _sha256(inputs: Inputs, uri: str) -> str:
             raise InputError(f"{uri} cannot be read: {error.strerror or error}.") from error
 
 
-def _spec(config: RunConfig, num_scales: int | None, columns: pa.Schema) -> InputSpec:
+def _spec(config: RunConfig, num_scales: int, columns: pa.Schema) -> InputSpec:
     sampling = config.sampling
-    for name, value in (("cfg", sampling.cfg), ("tau", sampling.tau)):
-        try:
-            per_scale(value, name, num_scales)
-        except RowError as error:
-            raise ConfigError(f"sampling.{error}.") from error
+    try:
+        cfg, tau = per_scale(sampling.cfg, "cfg", num_scales), per_scale(sampling.tau, "tau", num_scales)
+    except RowError as error:
+        raise ConfigError(f"sampling.{error}.") from error
     return InputSpec(
         files={},
         columns=columns,
@@ -322,12 +321,11 @@ def _spec(config: RunConfig, num_scales: int | None, columns: pa.Schema) -> Inpu
         prompt_column=config.input.prompt_column,
         id_column=config.input.id_column,
         seed=sampling.seed,
-        cfg=sampling.cfg,
-        tau=sampling.tau,
+        cfg=cfg,
+        tau=tau,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         aspect_ratio=sampling.aspect_ratio,
         negative_prompt=sampling.negative_prompt,
         images_per_prompt=sampling.images_per_prompt,
-        num_scales=num_scales,
     )

@@ -46,15 +46,19 @@ class InputSpec:
     prompt_column: str
     id_column: str
     seed: int
-    cfg: Any
-    tau: Any
+    cfg: tuple[float, ...]
+    """Of each scale, where the row has none of its own; as `tau`."""
+    tau: tuple[float, ...]
     top_k: int
     top_p: float
     aspect_ratio: float
     negative_prompt: str | None
     images_per_prompt: int
-    num_scales: int | None
-    """K; None: not known yet, and `cfg` and `tau` keep the length they are given with."""
+
+    @property
+    def num_scales(self) -> int:
+        """K of the model's schedules."""
+        return len(self.cfg)
 
 
 def derive_seed(run_seed: int, id: str, image_index: int) -> int:
@@ -63,7 +67,7 @@ def derive_seed(run_seed: int, id: str, image_index: int) -> int:
     return int.from_bytes(digest[:8], "big") % 2**63
 
 
-def per_scale(value: Any, name: str, num_scales: int | None) -> tuple[float, ...]:
+def per_scale(value: Any, name: str, num_scales: int) -> tuple[float, ...]:
     """A setting for each of the K scales from a number, a list, or text of either ("3", "3,3,1", "[3, 3, 1]").
 
     Guidance is at least 0, a temperature above 0, both finite in float32. RowError otherwise.
@@ -81,11 +85,11 @@ def per_scale(value: Any, name: str, num_scales: int | None) -> tuple[float, ...
             f"{name} is {_shown(value)}; {'it must be above 0' if name == 'tau' else 'it must be at least 0'}"
         )
     if isinstance(value, list | tuple | np.ndarray):
-        if not numbers or (num_scales is not None and len(numbers) != num_scales):
-            expected = "one entry for each scale" if num_scales is None else f"{num_scales} entries, one for each scale"
+        if len(numbers) != num_scales:
+            expected = f"{num_scales} entries, one for each scale"
             raise RowError(f"{name} is a list of {len(numbers)}; it must be a number or a list of {expected}")
         return numbers
-    return numbers * (num_scales or 1)
+    return numbers * num_scales
 
 
 class RowReader:
@@ -93,8 +97,6 @@ class RowReader:
 
     def __init__(self, spec: InputSpec) -> None:
         self._spec = spec
-        self._cfg = per_scale(spec.cfg, "cfg", spec.num_scales)
-        self._tau = per_scale(spec.tau, "tau", spec.num_scales)
 
     def read(
         self,
@@ -177,8 +179,8 @@ class RowReader:
             "prompt": checked_text(prompt, spec.prompt_column),
             "negative_prompt": checked_text(negative, "negative_prompt") if negative else spec.negative_prompt or None,
             "seed": None if is_empty(row.get("seed")) else _seed(row["seed"]),
-            "cfg": self._cfg if is_empty(row.get("cfg")) else per_scale(row["cfg"], "cfg", spec.num_scales),
-            "tau": self._tau if is_empty(row.get("tau")) else per_scale(row["tau"], "tau", spec.num_scales),
+            "cfg": spec.cfg if is_empty(row.get("cfg")) else per_scale(row["cfg"], "cfg", spec.num_scales),
+            "tau": spec.tau if is_empty(row.get("tau")) else per_scale(row["tau"], "tau", spec.num_scales),
             "aspect_ratio": spec.aspect_ratio if is_empty(row.get("aspect_ratio")) else _ratio(row["aspect_ratio"]),
         }
 

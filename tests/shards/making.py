@@ -34,7 +34,7 @@ def write(path: Path, content: str | bytes) -> str:
     return str(path)
 
 
-def read_all(config: RunConfig, num_scales: int | None = NUM_SCALES) -> list[Request | Failure]:
+def read_all(config: RunConfig, num_scales: int = NUM_SCALES) -> list[Request | Failure]:
     """The whole input, unit by unit, as replicas read it."""
     plan = plan_input(config, num_scales)
     return [item for index in range(plan.num_units) for item in read_unit(plan.unit(index), plan.spec)]

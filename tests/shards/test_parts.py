@@ -108,10 +108,10 @@ def test_a_resumed_run_only_hashes_its_input(tmp_path: Path, monkeypatch: pytest
 def test_parts_of_another_input_are_refused(tmp_path: Path) -> None:
     config = mixed_input(tmp_path)
     storage = LocalStorage(config.output.path)
-    publish_input(plan_input(config), storage)
+    publish_input(plan_input(config, NUM_SCALES), storage)
     write(tmp_path / "b.csv", "prompt,seed,n\nother,1,2\n")
     with pytest.raises(StorageError, match=r"part-00000\.parquet is not of this run's input"):
-        publish_input(plan_input(config), storage)
+        publish_input(plan_input(config, NUM_SCALES), storage)
 
 
 def test_a_refused_input_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +119,7 @@ def test_a_refused_input_leaves_nothing_behind(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "tmp").mkdir()
     path = write(tmp_path / "a.csv", "prompt\n" + "x\n" * 30_000 + '"open\n')
     with pytest.raises(InputError, match="line 30002"):
-        plan_input(make_config(input__path=path))
+        plan_input(make_config(input__path=path), NUM_SCALES)
     assert not list((tmp_path / "tmp").iterdir())
 
 
@@ -132,6 +132,6 @@ def test_user_columns_may_have_the_names_of_the_hidden_ones(tmp_path: Path) -> N
 def test_many_small_files_share_parts(tmp_path: Path) -> None:
     for number in range(50):
         write(tmp_path / f"{number:02d}.txt", f"a{number}\nb{number}\n")
-    plan = plan_input(make_config(input__path=str(tmp_path / "*.txt"), output__unit_rows=7))
+    plan = plan_input(make_config(input__path=str(tmp_path / "*.txt"), output__unit_rows=7), NUM_SCALES)
     assert len(plan.ranges) == 1 and plan.num_rows == 100
     assert [item.prompt for item in read_plan(plan)] == [f"{kind}{number}" for number in range(50) for kind in "ab"]

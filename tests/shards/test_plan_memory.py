@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.making import make_config
+from shards.making import NUM_SCALES, make_config
 from skipvar.shards.prompts import plan_input, read_unit
 
 
@@ -24,7 +24,7 @@ def test_many_rows_in_little_memory(tmp_path: Path, suffix: str, num_rows: int) 
             file.writelines(line.format(i) for i in range(num_rows))
     config = make_config(input__path=str(path), output__unit_rows=64)
     tracemalloc.start()
-    plan = plan_input(config)
+    plan = plan_input(config, NUM_SCALES)
     size, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert plan.num_rows == num_rows and plan.num_units == num_rows // 64

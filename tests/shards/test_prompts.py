@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shards.making import make_config, read_all, write
+from shards.making import NUM_SCALES, make_config, read_all, write
 from skipvar.errors import ConfigError, InputError
 from skipvar.shards.prompts import plan_input, read_unit
 from skipvar.types import Failure, Request
@@ -49,7 +49,7 @@ def test_units_cover_every_row_once(tmp_path: Path, suffix: str, unit_rows: int)
         write(path, "prompt\n" + "\n".join('"' + p.replace('"', '""') + '\nnext line"' for p in prompts))
     else:
         pq.write_table(pa.table({"prompt": prompts}), path, row_group_size=5)
-    plan = plan_input(make_config(input__path=str(path), output__unit_rows=unit_rows))
+    plan = plan_input(make_config(input__path=str(path), output__unit_rows=unit_rows), NUM_SCALES)
     assert plan.num_units == -(-23 // unit_rows)
     requests = requests_of(str(path), output__unit_rows=unit_rows)
     assert [request.position for request in requests] == list(range(23))
@@ -65,7 +65,7 @@ def test_units_go_over_the_borders_of_files(tmp_path: Path) -> None:
     prompts = [request.prompt for request in requests_of(path, output__unit_rows=4)]
     assert prompts == ["c0", "c1", "c2", "a0", "a1", "a2", "b0", "b1", "b2", "p0", "p1"]
     assert requests_of(path, output__unit_rows=4, input__limit=5)[-1].prompt == "a1"
-    assert plan_input(make_config(input__path=path, input__limit=5)).num_rows == 5
+    assert plan_input(make_config(input__path=path, input__limit=5), NUM_SCALES).num_rows == 5
 
 
 def test_seeds_and_ids(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_seeds_and_ids(tmp_path: Path) -> None:
 def test_several_images_per_prompt(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"prompt":"x"}\n{"prompt":"y","id":"mine","seed":5}\n{"prompt":3}\n')
     config = make_config(input__path=path, sampling__images_per_prompt=3, output__unit_rows=7)
-    plan = plan_input(config)
+    plan = plan_input(config, NUM_SCALES)
     assert (plan.prompts_per_unit, plan.num_requests, plan.num_units) == (2, 9, 2)
     items = read_all(config)
     assert [item.key for item in items] == [(p, k) for p in range(3) for k in range(3)]
@@ -126,7 +126,7 @@ def test_parquet_types(tmp_path: Path) -> None:
     first, second = requests_of(str(tmp_path / "*.parquet"))
     assert first.seed == 1 and first.cfg == (3, 2, 1) and first.columns["boxes"] == [{"x": 1}]
     assert second.seed > 1 and second.columns["tag"] is None
-    columns = plan_input(config).columns
+    columns = plan_input(config, NUM_SCALES).columns
     assert columns.field("when").type == pa.timestamp("us", "UTC") and columns.field("tag").type == pa.string()
 
 
@@ -230,7 +230,7 @@ def test_bad_files_are_told_in_one_sentence(tmp_path: Path, name: str) -> None:
     content, message = BAD_FILES[name]
     path = write(tmp_path / name, content)
     with pytest.raises(InputError) as error:
-        plan_input(make_config(input__path=path))
+        plan_input(make_config(input__path=path), NUM_SCALES)
     assert message in str(error.value) and str(error.value).endswith(".") and "\n" not in str(error.value)
 
 
@@ -248,35 +248,38 @@ def test_bad_files_are_told_in_one_sentence(tmp_path: Path, name: str) -> None:
 )
 def test_paths_that_name_nothing(path: Any, message: str) -> None:
     with pytest.raises((InputError, ConfigError), match=message):
-        plan_input(make_config(input__path=path))
+        plan_input(make_config(input__path=path), NUM_SCALES)
 
 
 def test_prompts_that_are_no_text_stop_a_parquet_run(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": [1, 2]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="prompts must be text"):
-        plan_input(make_config(input__path=str(tmp_path / "a.parquet")))
+        plan_input(make_config(input__path=str(tmp_path / "a.parquet")), NUM_SCALES)
 
 
 def test_types_that_do_not_fit_over_files(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", "prompt,n\nx,1\n")
     write(tmp_path / "b.csv", "prompt,n\nx,\n")
     write(tmp_path / "c.csv", "prompt,n\nx,abc\n")
-    assert plan_input(make_config(input__path=str(tmp_path / "[ab].csv"))).columns.field("n").type == pa.int64()
+    assert (
+        plan_input(make_config(input__path=str(tmp_path / "[ab].csv")), NUM_SCALES).columns.field("n").type
+        == pa.int64()
+    )
     with pytest.raises(InputError, match=r"c\.csv.*another type"):
-        plan_input(make_config(input__path=str(tmp_path / "*.csv")))
+        plan_input(make_config(input__path=str(tmp_path / "*.csv")), NUM_SCALES)
 
 
 def test_a_column_that_no_reader_knows(tmp_path: Path) -> None:
     kind = pa.map_(pa.string(), pa.int64())
     pq.write_table(pa.table({"prompt": ["x"], "m": pa.array([[("a", 1)]], kind)}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="column 'm' has type map"):
-        plan_input(make_config(input__path=str(tmp_path / "a.parquet")))
+        plan_input(make_config(input__path=str(tmp_path / "a.parquet")), NUM_SCALES)
 
 
 def test_the_named_id_column_must_be_there(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "prompt\nx\n")
     with pytest.raises(InputError, match=r"input\.id_column"):
-        plan_input(make_config(input__path=path, input__id_column="key"))
+        plan_input(make_config(input__path=path, input__id_column="key"), NUM_SCALES)
 
 
 def test_settings_of_the_wrong_length_are_told_by_key(tmp_path: Path) -> None:
@@ -297,9 +300,9 @@ def test_an_input_that_changed_is_found(tmp_path: Path, suffix: str) -> None:
 
     fill("a")
     config = make_config(input__path=str(path), output__unit_rows=1)
-    plan = plan_input(config)
+    plan = plan_input(config, NUM_SCALES)
     fill("c")
-    assert plan_input(config).identity != plan.identity
+    assert plan_input(config, NUM_SCALES).identity != plan.identity
     if suffix == "txt":  # the plan has its own copy
         assert [item.prompt for item in read_unit(plan.unit(0), plan.spec)] == ["a"]
     else:
@@ -313,21 +316,23 @@ def test_identity_does_not_depend_on_folder_and_time(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         pq.write_table(pa.table({"prompt": ["x"]}), tmp_path / folder / "a.parquet")
         path = [write(tmp_path / folder / "a.txt", "x\n"), str(tmp_path / folder / "a.parquet")]
-        plans.append(plan_input(make_config(input__path=path)).identity)
+        plans.append(plan_input(make_config(input__path=path), NUM_SCALES).identity)
     assert plans[0] == plans[1]
 
 
 def test_units_are_capped_by_raw_pixels(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "x\n" * 1000)
     config = make_config(input__path=path, output__unit_rows=1000)
-    assert plan_input(config, max_image_pixels=1024 * 1024).prompts_per_unit == 500_000_000 // (3 * 1024 * 1024)
+    assert plan_input(config, NUM_SCALES, max_image_pixels=1024 * 1024).prompts_per_unit == 500_000_000 // (
+        3 * 1024 * 1024
+    )
     several = make_config(input__path=path, output__unit_rows=1000, sampling__images_per_prompt=10)
-    assert plan_input(several, max_image_pixels=1024 * 1024).prompts_per_unit == 15
+    assert plan_input(several, NUM_SCALES, max_image_pixels=1024 * 1024).prompts_per_unit == 15
 
 
 def test_only_the_named_requests_are_read(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "a\nb\nc\n")
-    plan = plan_input(make_config(input__path=path))
+    plan = plan_input(make_config(input__path=path), NUM_SCALES)
     unit = dataclasses.replace(plan.unit(0), only=frozenset({(1, 0)}))
     assert [item.key for item in read_unit(unit, plan.spec)] == [(1, 0)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shards.making import Job, make_config, make_dataset, read_all, write
+from shards.making import NUM_SCALES, Job, make_config, make_dataset, read_all, write
 
 from jobs.export import main as export_main
 from jobs.verify import main as verify_main
@@ -132,13 +132,13 @@ def test_inputs_of_every_format_and_globs(tmp_path: Path, bucket: str, config: S
     items = read_all(job_config)
     prompts = [item.prompt for item in items if isinstance(item, Request)]
     assert prompts == ["t0", "t1", "c\n0", "c1", "j0", "p0", "p1", "l0"]
-    plan = plan_input(job_config)
+    plan = plan_input(job_config, NUM_SCALES)
     assert plan.identity["files"][3]["etag"]
     root.replace("in/a.txt", b"t0\nt2\n")
-    assert plan_input(job_config).identity != plan.identity
+    assert plan_input(job_config, NUM_SCALES).identity != plan.identity
     for pattern in (f"s3://{bucket}/in/*.parquet", f"s3://{bucket}/in/none.txt", f"s3://{bucket}"):
         with pytest.raises(InputError, match=bucket):
-            plan_input(make_config(input__path=pattern, storage=config))
+            plan_input(make_config(input__path=pattern, storage=config), NUM_SCALES)
 
 
 def _fetch(uri: str, folder: str, config: StorageConfig) -> str:
