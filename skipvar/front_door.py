@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import pyarrow as pa
+
 from skipvar.checks import require, shown
-from skipvar.config import Auto, EngineConfig, ModelSection, NumberOrList, RunConfig, SamplingConfig
+from skipvar.config import Auto, EngineConfig, ModelSection, NumberOrList, RunConfig, SamplingConfig, StorageConfig
+from skipvar.engine.resolved import resolve
 from skipvar.errors import ConfigError, RowError
 from skipvar.local import build_local_engine
 from skipvar.model.presets import PRESETS, find_preset
-from skipvar.shards.rows import derive_seed, per_scale
+from skipvar.shards.cache import StoredFiles
+from skipvar.shards.rows import InputSpec, RowReader, per_scale
 from skipvar.skip.policy_file import check_spec
 from skipvar.types import Failure, Image, Request, RequestKey
 
@@ -49,7 +53,8 @@ class Model:
 
     def __init__(self, section: ModelSection, engine: EngineConfig) -> None:
         self._config = RunConfig(model=section, engine=engine)
-        self._engine = build_local_engine(self._config)
+        self._engine: Engine | None = build_local_engine(self._config)
+        self._pipeline = self._engine.pipeline
         self._num_calls = 0
 
     def generate(
@@ -97,24 +102,25 @@ class Model:
             require(is_seed, "seeds", given, "whole numbers from 0 to 2^63 - 1, or None")
         check_spec(policy)
         engine = self._engine_for(policy, sampling)
-        requests = _requests(engine, sampling, prompts, own_seeds)
+        num_scales = self._pipeline.schedule(DEFAULTS.aspect_ratio, size).num_scales
+        items = _requests(sampling, num_scales, prompts, own_seeds)
         self._num_calls += 1
-        return self._in_order(engine, requests, self._num_calls)
+        return self._in_order(engine, items, self._num_calls)
 
-    def _in_order(self, engine: "Engine", requests: list[Request], call: int) -> Iterator[Image]:
+    def _in_order(self, engine: "Engine", items: Sequence[Request | Failure], call: int) -> Iterator[Image]:
         engine.drain()  # what an earlier call left unread
-        engine.submit(requests)
-        finished: dict[RequestKey, Image | Failure] = {}
-        for request in requests:
-            while request.key not in finished:
+        engine.submit([item for item in items if isinstance(item, Request)])
+        finished: dict[RequestKey, Image | Failure] = {item.key: item for item in items if isinstance(item, Failure)}
+        for item in items:
+            while item.key not in finished:
                 if call != self._num_calls:
                     raise RuntimeError("a later call of generate() has taken the model over; read one at a time")
                 found = engine.step(flush=True)
-                finished |= {(item.request if isinstance(item, Image) else item).key: item for item in found}
-            item = finished.pop(request.key)
-            if isinstance(item, Failure):
-                raise RowError(item.message)
-            yield item
+                finished |= {(one.request if isinstance(one, Image) else one).key: one for one in found}
+            result = finished.pop(item.key)
+            if isinstance(result, Failure):
+                raise RowError(result.message)
+            yield result
 
     def _engine_for(self, policy: str | None, sampling: SamplingConfig) -> "Engine":
         """The engine of the last call, or another where policy or size differ, or what a policy file was fitted for."""
@@ -122,37 +128,41 @@ class Model:
         if policy is not None and policy.endswith(".json"):
             facts = replace(facts, cfg=sampling.cfg, tau=sampling.tau, aspect_ratio=sampling.aspect_ratio)
         config = replace(self._config, policy=policy, sampling=facts)
-        if config != self._config:
-            self._engine = build_local_engine(config)
+        if self._engine is None or config != self._config:
+            resolved = resolve(config, StoredFiles(config.storage))  # a policy that is refused leaves all as it was
+            self._engine = None  # its memory is free before another's is planned
+            self._engine = build_local_engine(config, resolved, self._pipeline)
             self._config = config
         return self._engine
 
 
 def _requests(
-    engine: "Engine", sampling: SamplingConfig, prompts: Sequence[str], seeds: Sequence[int | None]
-) -> list[Request]:
-    num_scales = engine.pipeline.schedule(DEFAULTS.aspect_ratio, sampling.size).num_scales
+    sampling: SamplingConfig, num_scales: int, prompts: Sequence[str], seeds: Sequence[int | None]
+) -> list[Request | Failure]:
+    """What the job makes of a file with these rows."""
     try:
         cfg, tau = per_scale(sampling.cfg, "cfg", num_scales), per_scale(sampling.tau, "tau", num_scales)
     except RowError as error:  # it holds for all prompts
         raise ConfigError(str(error)) from error
-    ids = [f"{position:012d}" for position in range(len(prompts))]
-    return [
-        Request(
-            position=position,
-            image_index=0,
-            id=id,
-            prompt=prompt,
-            negative_prompt=sampling.negative_prompt or None,
-            seed=derive_seed(sampling.seed, id, 0) if seed is None else seed,
+    reader = RowReader(
+        InputSpec(
+            files={},
+            columns=pa.schema([]),
+            storage=StorageConfig(),
+            prompt_column="prompt",
+            id_column="id",
+            seed=sampling.seed,
             cfg=cfg,
             tau=tau,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             aspect_ratio=sampling.aspect_ratio,
+            negative_prompt=sampling.negative_prompt,
+            images_per_prompt=1,
         )
-        for position, (id, prompt, seed) in enumerate(zip(ids, prompts, seeds, strict=True))
-    ]
+    )
+    rows = enumerate({"prompt": prompt, "seed": seed} for prompt, seed in zip(prompts, seeds, strict=True))
+    return [item for position, row in rows for item in reader.read(position, row, None, f"prompts[{position}]")]
 
 
 def _name_of(folder: str) -> str:

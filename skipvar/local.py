@@ -12,14 +12,18 @@ from skipvar.skip.policy import TRIALS
 
 if TYPE_CHECKING:
     from skipvar.engine.engine import Engine
+    from skipvar.model.pipeline import Pipeline
 
 CACHE_FOLDER = Path(os.environ.get("SKIPVAR_CACHE", "~/.cache/skipvar")).expanduser()
 
 
-def build_local_engine(config: RunConfig, resolved: Resolved | None = None) -> "Engine":
+def build_local_engine(
+    config: RunConfig, resolved: Resolved | None = None, pipeline: "Pipeline | None" = None
+) -> "Engine":
     """The engine that the configuration describes, on this process' device; sets torch's number of threads.
 
-    `resolved` is the run's (None: resolved here). Weights are fetched from S3 where they lie there, once a machine.
+    `resolved` is the run's (None: resolved here). `pipeline` is the model where it is loaded already; else weights are
+    fetched from S3 where they lie there, once a machine.
     """
     import torch  # here, so that the driver, which only hands this function to its replicas, does without
 
@@ -33,7 +37,9 @@ def build_local_engine(config: RunConfig, resolved: Resolved | None = None) -> "
         from skipvar.quality.similarity import find_lpips, psnr, ssim
 
         rule = TrialRule(ssim, psnr, find_lpips())
-    engine = build_engine(replace(config, model=_with_local_files(config.model, config.storage)), resolved, rule)
+    if pipeline is None:
+        config = replace(config, model=_with_local_files(config.model, config.storage))
+    engine = build_engine(config, resolved, rule, pipeline)
     if fraction := config.audit.fraction:
         from skipvar.engine.audit import AuditRule
         from skipvar.quality.audit import is_audited

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image as Picture
 
 import skipvar
+from skipvar.engine import build
 from skipvar.errors import ConfigError, RowError
 
 PROMPTS = ["an apple", "four red cars in a grid", "nine cats on pink", "x", "an apple", "a dog"]
@@ -84,6 +85,18 @@ def test_what_cannot_be_used_is_refused_at_once(
 ) -> None:
     with pytest.raises(ConfigError, match=expected):
         model.generate(**{"prompts": ["a cat"], **settings})  # type: ignore[arg-type]
+
+
+def test_a_model_is_loaded_once_and_a_refused_policy_leaves_it_as_it_was(
+    model: "skipvar.Model", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [expected] = model.generate(["an apple"], policy="fixed:skip_1")
+    monkeypatch.setattr(build, "load_pipeline", lambda section: pytest.fail("the weights were loaded again"))
+    with pytest.raises(ConfigError, match="infinity_2b"):
+        model.generate(["an apple"], policy="conf/policies/infinity_2b_0.86.json")
+    [other] = model.generate(["an apple"], policy="fixed:skip_2")
+    [again] = model.generate(["an apple"], policy="fixed:skip_1")
+    assert (again.pixels == expected.pixels).all() and other.strategy == "skip_2"
 
 
 def test_an_image_that_cannot_be_made_is_an_error_in_its_place(model: "skipvar.Model") -> None:

@@ -40,7 +40,7 @@ def measure_engine(
     files = StoredFiles(config.storage)
     resolved, plain = resolve(config, files), replace(config, policy="fixed:base")
     engine = build_local_engine(config, resolved)
-    batched = build_local_engine(plain, resolve(plain, files))
+    batched = build_local_engine(plain, resolve(plain, files), engine.pipeline)
     plan = plan_input(config, resolved.num_scales)
     items = (item for index in range(plan.num_units) for item in read_unit(plan.unit(index), plan.spec))
     requests = [item for item, _ in zip(items, range(num_images), strict=False) if isinstance(item, Request)]

@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         trials[name], exit_code = made.trials, max(exit_code, made.exit_code)
     costs = strategy_costs(made.resolved, config.sampling.aspect_ratio)
     headline_input = replace(config.input, path=sets[_headline_set(sets)])
-    requests = _requests(replace(config, input=headline_input), made.resolved.num_scales, max(1, arguments.timed))
+    requests = spread_requests(replace(config, input=headline_input), made.resolved.num_scales, max(1, arguments.timed))
     rows = evaluate(trials, list(files.values()), requests[0], arguments.floor, costs)
     if arguments.timed:
         specs = {name: f"fixed:{name}" for name in STRATEGY_NAMES} | {one.name: name for name, one in files.items()}
-        speeds = measure_speeds(config, specs, requests, arguments.rounds, build_local_engine)
+        model = build_local_engine(replace(config, policy="fixed:base")).pipeline  # loaded once for all engines
+        build = partial(build_local_engine, resolved=None, pipeline=model)
+        speeds = measure_speeds(config, specs, requests, arguments.rounds, build)
         for row in rows:
             if row["policy"] == ORACLE:
                 continue
@@ -135,7 +138,7 @@ def _headline_set(names: Iterable[str]) -> str:
     return "mixed" if "mixed" in known else known[0]
 
 
-def _requests(config: RunConfig, num_scales: int, count: int) -> list[Request]:
+def spread_requests(config: RunConfig, num_scales: int, count: int) -> list[Request]:
     """Some of the input's requests, spread over all of it."""
     from skipvar.shards.prompts import plan_input, read_unit
 

@@ -22,15 +22,20 @@ from skipvar.model.pipeline import Pipeline, load_pipeline
 logger = logging.getLogger(__name__)
 
 
-def build_engine(config: RunConfig, resolved: Resolved | None = None, trial_rule: TrialRule | None = None) -> Engine:
-    """Loads the model, plans memory, checks batch invariance. All paths must be local.
+def build_engine(
+    config: RunConfig,
+    resolved: Resolved | None = None,
+    trial_rule: TrialRule | None = None,
+    pipeline: Pipeline | None = None,
+) -> Engine:
+    """Loads the model (all paths must be local) unless its `pipeline` is there, plans memory, checks batch invariance.
 
     `resolved` is what the run was opened with (None: looked up here): a model that differs from it is a `ModelError`.
     With a `trial_rule` the engine makes trials of all its requests.
     With `batch_invariant` it sets torch to one thread for the whole process.
     """
     resolved = resolved or resolve(config)
-    pipeline = load_pipeline(replace(config.model, device=resolved.device, dtype=resolved.dtype))
+    pipeline = pipeline or load_pipeline(replace(config.model, device=resolved.device, dtype=resolved.dtype))
     _check_same_model(pipeline, resolved)
     rules = SamplingRules(size=resolved.size, guidance_layers=resolved.guidance_layers)
     costs = resolved.costs

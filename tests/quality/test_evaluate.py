@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from skipvar.cli.evaluate import main
-from skipvar.config import RunConfig
+from skipvar.cli.evaluate import main, spread_requests
+from skipvar.config import InputConfig, ModelSection, RunConfig
 from skipvar.engine.engine import Engine
 from skipvar.local import build_local_engine
 from skipvar.quality.evaluate import best_value, cheapest, evaluate, image_rows, markdown
@@ -106,6 +106,17 @@ def test_the_clock_runs_every_policy_alone_and_in_full_batches(
     speeds = measure_speeds(run_config("spread", batch_size=2), specs, requests, 1, build)
     assert built == [("fixed:base", 1), ("fixed:base", 2), ("fixed:skip_3", 1), ("fixed:skip_3", 2)]
     assert speeds.keys() == specs.keys() and all(one.one > 0 and one.full > 0 for one in speeds.values())
+
+
+def test_requests_for_the_clock_do_without_the_model(tmp_path: Path) -> None:
+    """Its folder may lie on S3, where `made.resolved` was read from."""
+    (tmp_path / "prompts.txt").write_text("".join(f"{count} apples\n" for count in range(9)))
+    config = RunConfig(
+        input=InputConfig(path=f"{tmp_path}/prompts.txt"), model=ModelSection(path="s3://nowhere/model", name="emoji")
+    )
+    found = spread_requests(config, num_scales=10, count=3)
+    assert [request.prompt for request in found] == ["0 apples", "3 apples", "6 apples"]
+    assert all(len(request.cfg) == 10 for request in found)
 
 
 def test_the_job_ends_in_a_table_and_one_line_of_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
