@@ -39,7 +39,7 @@ class Request:
     """Height / width, as asked."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The user's own columns, by their names in the input."""
-    is_base: bool = False
+    must_be_base: bool = False
     """Made under `base`, whatever a policy that decides image by image says, and not audited."""
 
     @property

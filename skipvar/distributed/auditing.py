@@ -19,7 +19,7 @@ def open_audits(config: RunConfig, run: OpenRun) -> AuditBook | None:
         return None
     storage = open_storage(config.audit.state or f"{run.storage.uri}/{STATE}", config.storage)
     if config.audit.state is not None:
-        storage.probe()
+        storage.check_writable()
     parts = run.resolved.fingerprint_parts()
     subject = {"policy": parts["policy"], "model": parts["model"]}
     book = AuditBook(storage, promise, subject, run.dataset.fingerprint, run.plan.num_units)

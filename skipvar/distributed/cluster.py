@@ -15,7 +15,7 @@ from ray._private.state import state as draining
 
 from skipvar.config import RunConfig
 from skipvar.distributed.environment import check_output_stays, cluster_address
-from skipvar.errors import ConfigError
+from skipvar.errors import ConfigError, first_line
 from skipvar.model import allocator
 from skipvar.model.device import Device, has_gpu
 
@@ -122,7 +122,7 @@ def _ray_trouble(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Ray raises bare ones too
-        raise ConfigError(f"{what}: {str(error).strip().splitlines()[0].rstrip('.')}.") from error
+        raise ConfigError(f"{what}: {first_line(error)}.") from error
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():  # Ray puts one of its own on SIGTERM
             signal.signal(number, handler)

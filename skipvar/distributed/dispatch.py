@@ -42,7 +42,7 @@ class Dispatcher:
         """By replica, by unit."""
         self._recent: deque[frozenset[int]] = deque(maxlen=NUM_RECENT)
         """How the last assignments ended: the units that their replica died with; none where it survived."""
-        self.is_base = False
+        self.must_be_base = False
         """What is handed out from now on is made under `base`."""
 
     @property
@@ -79,7 +79,7 @@ class Dispatcher:
             assignment = Assignment(unit=self._ahead, attempt=1)
             self._ahead = next(self._fresh, None)
         if assignment is not None:
-            assignment = replace(assignment, is_base=self.is_base)
+            assignment = replace(assignment, must_be_base=self.must_be_base)
             self._in_flight.setdefault(replica, {})[assignment.unit.index] = assignment
         return assignment
 

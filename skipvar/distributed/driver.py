@@ -231,8 +231,8 @@ class Driver:
             raise StoppedError(
                 f"{what}; the same command with audit.on_alarm=base (or warn) resumes it, or another audit.state."
             )
-        self._dispatcher.is_base = self._config.audit.on_alarm == "base"
-        logger.warning("%s%s", what, "; from here on all is made under base" if self._dispatcher.is_base else "")
+        self._dispatcher.must_be_base = self._config.audit.on_alarm == "base"
+        logger.warning("%s%s", what, "; from here on all is made under base" if self._dispatcher.must_be_base else "")
 
     def _lose(self, member: Member, loss: ReplicaLost) -> None:
         """Requeue what the replica had; the next round replaces it."""

@@ -22,7 +22,7 @@ from skipvar.distributed.prometheus import RunMetrics
 from skipvar.distributed.replica import EngineFactory
 from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.resolved import resolve
-from skipvar.errors import SkipvarError, StorageError
+from skipvar.errors import EXIT_USAGE, SkipvarError, StorageError
 from skipvar.local import build_local_engine
 from skipvar.quality.audit_book import AuditBook
 from skipvar.shards.cache import StoredFiles
@@ -31,7 +31,6 @@ from skipvar.shards.prompts import plan_input
 
 logger = logging.getLogger(__name__)
 
-EXIT_USAGE = 2
 LAST_RETRY_SECONDS = 5.0
 RELEASE_SECONDS = 10.0
 
@@ -57,15 +56,15 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
                 fleet = Fleet(cluster, partial(engine_factory, config, resolved), run.order())
                 try:
                     driver = Driver(config, fleet, cluster.room, run, metrics, stop, audits)
-                    error = _told(driver.run)
+                    error = _error_of(driver.run)
                     statistics = driver.statistics + _end(fleet, metrics, config.cluster.grace_seconds)
                 finally:
                     for member in list(fleet.members):
                         fleet.drop(member)
             if audits is not None and not isinstance(error, StorageError):
-                error = error or _told(lambda: count_published(audits, run))
+                error = error or _error_of(lambda: count_published(audits, run))
             if isinstance(error, StorageError):  # it had its retries; what is said at the end gets a few seconds
-                run = run.hurried(LAST_RETRY_SECONDS)
+                run = run.with_retry_seconds(LAST_RETRY_SECONDS)
                 log.attach(run.storage, log_name(run.session, "driver"))
             outcome = conclude(run, metrics, statistics, error, audits, before=_counts(record).get("engine"))
             if error is not None and error.exit_code == EXIT_USAGE and not metrics.num_units:
@@ -86,7 +85,7 @@ def _metrics(config: RunConfig, run: OpenRun, record: Mapping[str, Any]) -> Metr
     return Metrics(run.plan.num_requests, num_before, Cost(config.budget, usd_before), RunMetrics())
 
 
-def _told(work: Callable[[], None]) -> SkipvarError | None:
+def _error_of(work: Callable[[], None]) -> SkipvarError | None:
     """Do it; what stopped it, if anything did."""
     try:
         work()

@@ -23,7 +23,7 @@ class Assignment:
     """Make `unit.only` and throw the images away: only whether the replica survives matters."""
     is_alone: bool = False
     """The replica gets nothing else meanwhile, so that a death can be blamed on this unit."""
-    is_base: bool = False
+    must_be_base: bool = False
     """Every image under `base`, whatever the policy says: the audit's alarm stands."""
 
 

@@ -98,12 +98,12 @@ class Metrics:
         if time.monotonic() - self._shown < interval:
             return
         self._shown = time.monotonic()
-        in_hand = list(told)
-        num_made = self.num_done + sum(each.num_failures + sum(each.strategies.values()) for each in in_hand)
+        reports = list(told)
+        num_made = self.num_done + sum(each.num_failures + sum(each.strategies.values()) for each in reports)
         num_made = min(num_made, self._num_requests - self._num_before)  # what replicas told may be published by now
         if self._bar is not None:
             self._bar.n = self._num_before + num_made
-            self._bar.set_postfix_str(self.mix(in_hand), refresh=False)
+            self._bar.set_postfix_str(self.mix(reports), refresh=False)
             self._bar.refresh()
             return
         rate = num_made / self.seconds
@@ -116,7 +116,7 @@ class Metrics:
             rate,
             eta,
             self.num_failures,
-            self.mix(in_hand) or "no strategy yet",
+            self.mix(reports) or "no strategy yet",
             f", {cost}" if (cost := self.cost.text(self.num_images)) else "",
         )
 
@@ -125,9 +125,9 @@ class Metrics:
             self._bar.n = self._num_before + self.num_done
             self._bar.close()
 
-    def mix(self, in_hand: Sequence[Progress]) -> str:
+    def mix(self, reports: Sequence[Progress]) -> str:
         """The share of each strategy, in words: `base 20%, skip_1 80%`."""
-        made = self.strategies + sum((Counter(each.strategies) for each in in_hand), Counter())
+        made = self.strategies + sum((Counter(each.strategies) for each in reports), Counter())
         return ", ".join(f"{name} {count / made.total():.0%}" for name, count in sorted(made.items()) if count)
 
 

@@ -18,7 +18,7 @@ from skipvar.shards.lease import Lease, acquire
 from skipvar.shards.ledger import FINGERPRINT_DIGITS, Ledger, fingerprint
 from skipvar.shards.prompts import Plan, PublishedInput, find_published, publish_input
 from skipvar.shards.rows import InputSpec
-from skipvar.shards.storage import Storage, open_storage
+from skipvar.shards.storage import Storage, open_storage, split_s3
 from skipvar.shards.writer import DatasetSpec
 from skipvar.types import Unit
 
@@ -76,7 +76,7 @@ class OpenRun:
             input=self.plan.spec, dataset=self.dataset, session=self.session, unit_requests=self.unit_requests
         )
 
-    def hurried(self, retry_seconds: float) -> "OpenRun":
+    def with_retry_seconds(self, retry_seconds: float) -> "OpenRun":
         """The same run, with no more patience than this for its output."""
         storage = open_storage(self.storage.uri, replace(self.dataset.storage, retry_seconds=retry_seconds))
         return replace(self, storage=storage, ledger=Ledger(storage))
@@ -105,9 +105,9 @@ def check_store_answers(config: RunConfig) -> None:
     asked = [config.output.path, *inputs, config.policy, model.path, model.vae_path, model.text_encoder_path]
     uri = next((uri for uri in asked if uri is not None and uri.startswith("s3://")), None)
     if uri is not None:
-        hurried = replace(config.storage, retry_seconds=min(config.storage.retry_seconds, START_PATIENCE_SECONDS))
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        next(open_storage(f"s3://{bucket}", hurried).list(re.split(r"[{*?[]", key)[0]), None)
+        storage = replace(config.storage, retry_seconds=min(config.storage.retry_seconds, START_PATIENCE_SECONDS))
+        bucket, key = split_s3(uri)
+        next(open_storage(f"s3://{bucket}", storage).list(re.split(r"[{*?[]", key)[0]), None)
 
 
 def look_at_output(config: RunConfig) -> None:
@@ -145,7 +145,7 @@ def open_run(config: RunConfig, resolved: Resolved, plan: Plan, sleep: Callable[
     parts = fingerprint_parts(config, resolved, plan)
     output = config.output.path.replace(FINGERPRINT_FIELD, fingerprint(parts))
     storage = open_storage(output, config.storage)
-    storage.probe()
+    storage.check_writable()
     lease = acquire(storage, config.storage.lease_stale_seconds, sleep)
     try:
         ledger = Ledger(storage)

@@ -10,7 +10,7 @@ from skipvar.distributed.metrics import Metrics
 from skipvar.distributed.opening import OpenRun
 from skipvar.engine.resolved import Resolved
 from skipvar.engine.statistics import merge_statistics
-from skipvar.errors import SkipvarError
+from skipvar.errors import EXIT_ALL_ROWS, EXIT_ERROR_ROWS, EXIT_STOPPED, SkipvarError
 from skipvar.quality.audit import AuditResult
 from skipvar.quality.audit_book import AuditBook
 from skipvar.report.gather import RunFacts
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 Shown = TypeVar("Shown")
 
-EXIT_ALL_ROWS, EXIT_ERROR_ROWS, EXIT_STOPPED = 0, 3, 4
 SHEET = "preview.png"
 
 

@@ -96,7 +96,7 @@ class Replica:
             return as_assigned(read_unit(assignment.unit, order.input), assignment)
 
         def open_writer(assignment: Assignment) -> UnitWriter:
-            dataset = replace(order.dataset, policy="fixed:base") if assignment.is_base else order.dataset
+            dataset = replace(order.dataset, policy="fixed:base") if assignment.must_be_base else order.dataset
             return UnitWriter(assignment.unit, dataset, self.name, assignment.attempt, storage)
 
         return Worker(

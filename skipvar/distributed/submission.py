@@ -10,9 +10,8 @@ import aiohttp
 import ray.job_submission as jobs
 
 from skipvar.distributed.stopping import StopSignal
-from skipvar.errors import StoppedError
+from skipvar.errors import EXIT_ALL_ROWS, EXIT_ERROR_ROWS, EXIT_STOPPED, EXIT_USAGE, StoppedError, first_line
 
-EXIT_ALL_ROWS, EXIT_USAGE, EXIT_ERROR_ROWS, EXIT_STOPPED = 0, 2, 3, 4
 POLL_SECONDS = 2.0
 LOST_SECONDS = 120.0
 """The head may be away for so long before the run counts as gone with it."""
@@ -29,7 +28,7 @@ def connect(address: str) -> jobs.JobSubmissionClient:
     try:
         return jobs.JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
-        raise StoppedError(f"No job server answers at {address}: {str(error).strip().splitlines()[0]}") from error
+        raise StoppedError(f"No job server answers at {address}: {first_line(error)}") from error
 
 
 def run_once(
@@ -81,7 +80,7 @@ def _submit(client: jobs.JobSubmissionClient, submission_id: str, entrypoint: st
         client.submit_job(entrypoint=entrypoint, submission_id=submission_id)
     except RuntimeError as error:
         if find(client, submission_id) is None:  # else another submitter was faster: join its run
-            raise StoppedError(f"{submission_id} was not taken: {str(error).strip().splitlines()[0]}") from error
+            raise StoppedError(f"{submission_id} was not taken: {first_line(error)}") from error
 
 
 def _wait(

@@ -7,10 +7,10 @@ from skipvar.config import RunConfig
 from skipvar.distributed.cluster import connect
 from skipvar.distributed.generate import generate
 from skipvar.distributed.opening import FINGERPRINT_FIELD, fingerprint_parts, settle
-from skipvar.distributed.outcome import EXIT_ALL_ROWS, EXIT_STOPPED, summary
+from skipvar.distributed.outcome import summary
 from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.resolved import Resolved, resolve
-from skipvar.errors import InputError
+from skipvar.errors import EXIT_ALL_ROWS, EXIT_STOPPED, InputError
 from skipvar.quality.calibrate import DELTA, PROMISES, check_number
 from skipvar.quality.trials import TrialTable, read_trials, what_trials_buy
 from skipvar.shards.cache import StoredFiles

@@ -310,4 +310,4 @@ def as_assigned(items: Iterable[Request | Failure], assignment: Assignment) -> I
             failure = Failure.of(item, ReplicaDiedError(assignment.poisoned[item.key]))
             yield replace(failure, attempts=assignment.attempt)
         else:
-            yield replace(item, is_base=True) if assignment.is_base and isinstance(item, Request) else item
+            yield replace(item, must_be_base=True) if assignment.must_be_base and isinstance(item, Request) else item

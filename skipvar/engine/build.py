@@ -15,9 +15,10 @@ from skipvar.engine.runner import Runner
 from skipvar.engine.sampler import Sampler, SamplingRules
 from skipvar.engine.self_check import SelfCheck, make_batch_invariant
 from skipvar.engine.trials import TrialEngine, TrialRule
-from skipvar.errors import ConfigError, ModelError
+from skipvar.errors import ConfigError, ModelError, RowError
 from skipvar.model.attention import TextPadding
 from skipvar.model.pipeline import Pipeline, load_pipeline
+from skipvar.model.schedules import Schedule, find_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def build_engine(
         free_bytes=torch.cuda.mem_get_info()[0] if pipeline.device.type == "cuda" else None,
         fixed_shapes=resolved.fixed_shapes,
     )
-    found = _self_check(config, pipeline, plan.prefix_images) if resolved.batch_invariant else None
+    found = _self_check(config, resolved, pipeline, plan.prefix_images) if resolved.batch_invariant else None
     runner = Runner(
         Sampler(pipeline, rules, text_padding=_text_padding(resolved)),
         plan,
@@ -87,9 +88,17 @@ def _check_same_model(pipeline: Pipeline, resolved: Resolved) -> None:
             )
 
 
-def _self_check(config: RunConfig, pipeline: Pipeline, batch_size: int) -> SelfCheck:
+def _usual_schedule(config: RunConfig, resolved: Resolved) -> Schedule:
+    """That of the configuration's aspect ratio; where the model lacks it, rows must bring their own: any will do."""
+    try:
+        return find_schedule(resolved.model.schedules, config.sampling.aspect_ratio, resolved.size)
+    except RowError:
+        return resolved.schedules[0]
+
+
+def _self_check(config: RunConfig, resolved: Resolved, pipeline: Pipeline, batch_size: int) -> SelfCheck:
     torch.set_num_threads(1)
-    schedule = pipeline.schedule(config.sampling.aspect_ratio, config.sampling.size)
+    schedule = _usual_schedule(config, resolved)
     found = make_batch_invariant(pipeline, schedule, batch_size)
     if not found.is_invariant:
         differing = f"this processor rounds differently in batches of another size (scales {found.differing_scales})"

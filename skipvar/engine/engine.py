@@ -154,7 +154,7 @@ class Engine:
         with self._timed("probe", working.images):
             numbers = self._look(working, self.policy.probe)
         for image, found in zip(working.images, numbers, strict=True):
-            decision = Decision("base") if image.request.is_base else self.policy.decide(image.request, found)
+            decision = Decision("base") if image.request.must_be_base else self.policy.decide(image.request, found)
             image.scores = decision.scores
             image.strategy = make_strategy(decision.strategy, image.schedule.num_scales)
 
@@ -183,7 +183,7 @@ class Engine:
         return batch.items
 
     def _is_drawn(self, request: Request) -> bool:
-        return self.audit_rule is not None and not request.is_base and self.audit_rule.is_audited(request)
+        return self.audit_rule is not None and not request.must_be_base and self.audit_rule.is_audited(request)
 
     def _finish(self, image: ImageState, pixels: np.ndarray) -> Image | None:
         """The result of a decoded image; None of one that is to be made under `base` as well: it is queued for that."""

@@ -20,7 +20,7 @@ from skipvar.types import Probe
 
 
 @dataclass(frozen=True)
-class Branch:
+class Suffix:
     """What a strategy's suffix made of a batch."""
 
     code_sum: Tensor
@@ -62,19 +62,19 @@ class Runner:
         self._run(batch, modes, keep_last=True, keep_sums=range(max(0, decision_scale - 2), decision_scale + 1))
         return batch
 
-    def run_branches(self, batch: WorkingBatch, strategies: Sequence[Strategy]) -> dict[str, Branch]:
+    def run_suffixes(self, batch: WorkingBatch, strategies: Sequence[Strategy]) -> dict[str, Suffix]:
         """Every strategy's suffix of a batch whose prefix `goes_on`: a scale that several share runs once.
 
         Guided branches come first, so that the unconditional rows are dropped once and never wanted again.
         """
-        found: dict[str, Branch] = {}
+        found: dict[str, Suffix] = {}
 
         def grow(members: Sequence[Strategy], seconds: float) -> None:
             scale = batch.scale
             for strategy in members:
                 if strategy.num_scales_run == scale:
                     is_finite = batch.is_finite[: len(batch.images)].tolist()
-                    found[strategy.name] = Branch(batch.code_sum[: len(batch.images)], is_finite, seconds)
+                    found[strategy.name] = Suffix(batch.code_sum[: len(batch.images)], is_finite, seconds)
             here = batch.mark()
             for mode in (Mode.GUIDED, Mode.CONDITIONAL):
                 same = [one for one in members if one.num_scales_run > scale and one.modes[scale] is mode]

@@ -41,7 +41,7 @@ class BatchMark:
     is_finite: Tensor
     scale: int
     cached_tokens: int
-    streams: tuple[Tensor, ...]
+    random_states: tuple[Tensor, ...]
     """State of each image's generator."""
 
 
@@ -72,15 +72,15 @@ class WorkingBatch:
 
     def mark(self) -> BatchMark:
         """What `rewind` needs to bring the batch back here."""
-        streams = tuple(image.generator.get_state() for image in self.images)
-        return BatchMark(self.code_sum, self.is_finite, self.scale, self.cache.length, streams)
+        random_states = tuple(image.generator.get_state() for image in self.images)
+        return BatchMark(self.code_sum, self.is_finite, self.scale, self.cache.length, random_states)
 
     def rewind(self, mark: BatchMark) -> None:
         """Goes back to a mark of this batch; unconditional rows that were dropped since then stay dropped."""
         self.code_sum, self.is_finite, self.scale = mark.code_sum, mark.is_finite, mark.scale
         self.cache.rewind(mark.cached_tokens)
-        for image, stream in zip(self.images, mark.streams, strict=True):
-            image.generator.set_state(stream)
+        for image, state in zip(self.images, mark.random_states, strict=True):
+            image.generator.set_state(state)
 
     def per_image(self, values: Sequence[float]) -> Tensor:
         """One number an image, as `(size, 1, 1)` float32 on the device."""

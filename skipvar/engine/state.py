@@ -17,7 +17,7 @@ from skipvar.types import Image, Probe, Request
 class Snapshot:
     """An image's state at one moment. Tensors are shared, not copied: nothing changes them in place."""
 
-    stream: Tensor
+    random_state: Tensor
     """State of the image's generator."""
     text: tuple[TextState, ...]
     code_sum: Tensor | None
@@ -60,7 +60,7 @@ class ImageState:
     def snapshot(self) -> Snapshot:
         """What `restore` needs to bring the image back to this moment."""
         return Snapshot(
-            stream=self.generator.get_state(),
+            random_state=self.generator.get_state(),
             text=self.text,
             code_sum=self.code_sum,
             is_finite=self.is_finite,
@@ -72,7 +72,7 @@ class ImageState:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Goes back to a snapshot of this image; the seconds spent since then stay counted."""
-        self.generator.set_state(snapshot.stream)
+        self.generator.set_state(snapshot.random_state)
         self.text, self.code_sum, self.is_finite = snapshot.text, snapshot.code_sum, snapshot.is_finite
         self.slot, self.probe = snapshot.slot, snapshot.probe
         self.strategy, self.scores = snapshot.strategy, snapshot.scores

@@ -14,7 +14,7 @@ import numpy as np
 from skipvar.engine.batcher import Batch
 from skipvar.engine.engine import Engine, Finished, Lack, within_memory
 from skipvar.engine.memory import image_costs, plan_memory
-from skipvar.engine.runner import Branch, Runner
+from skipvar.engine.runner import Runner, Suffix
 from skipvar.engine.sampler import Sampler, SamplingRules, WorkingBatch
 from skipvar.engine.state import ImageState
 from skipvar.model.pipeline import Pipeline
@@ -84,10 +84,10 @@ class TrialEngine(Engine):
             latents, early_latents = (self._runner.latents(working, decision_scale - back) for back in (0, 1))
             latent_seconds = (time.perf_counter() - looked) / 2 / len(images)
         with self._timed("suffix", images):
-            branches = self._runner.run_branches(working, _strategies(STRATEGY_NAMES, images[0]))
+            suffixes = self._runner.run_suffixes(working, _strategies(STRATEGY_NAMES, images[0]))
         found: list[Finished] = []
         for place, image in enumerate(images):
-            trial = self._finish_trial(image, place, branches, prefix_seconds / len(images))
+            trial = self._finish_trial(image, place, suffixes, prefix_seconds / len(images))
             if trial is None:
                 self._fail_as_unfinite(image, "logits or pixels")
                 continue
@@ -115,16 +115,16 @@ class TrialEngine(Engine):
         return found
 
     def _finish_trial(
-        self, image: ImageState, place: int, branches: Mapping[str, Branch], prefix_seconds: float
+        self, image: ImageState, place: int, suffixes: Mapping[str, Suffix], prefix_seconds: float
     ) -> tuple[np.ndarray, dict[str, Any]] | None:
         """The pixels of `base`, and what compares every strategy with them; None where something is not finite."""
         start = time.perf_counter()
         with self._timed("decode", [image]):
-            decoded, is_finite = self._runner.decode_sums([branch.code_sum[place] for branch in branches.values()])
-        decode_seconds = (time.perf_counter() - start) / len(branches)
-        if not all(is_finite) or not all(branch.is_finite[place] for branch in branches.values()):
+            decoded, is_finite = self._runner.decode_sums([suffix.code_sum[place] for suffix in suffixes.values()])
+        decode_seconds = (time.perf_counter() - start) / len(suffixes)
+        if not all(is_finite) or not all(suffix.is_finite[place] for suffix in suffixes.values()):
             return None
-        pixels = dict(zip(branches, decoded, strict=True))
+        pixels = dict(zip(suffixes, decoded, strict=True))
         others = [name for name in STRATEGY_NAMES if name != "base"]
         mine = np.stack([pixels[name] for name in others])
         base = np.broadcast_to(pixels["base"], mine.shape)
@@ -132,12 +132,12 @@ class TrialEngine(Engine):
             ssim, psnr = self._rule.ssim(mine, base).tolist(), self._rule.psnr(mine, base).tolist()
             lpips = None if self._rule.lpips is None else self._rule.lpips(mine, base).tolist()
         share = prefix_seconds + decode_seconds
-        num_images = len(branches["base"].is_finite)
+        num_images = len(suffixes["base"].is_finite)
         scores = {
             "ssim": {"base": 1.0, **dict(zip(others, ssim, strict=True))},
             "psnr": {"base": None} | {n: v if np.isfinite(v) else None for n, v in zip(others, psnr, strict=True)},
             "lpips": None if lpips is None else {"base": 0.0, **dict(zip(others, lpips, strict=True))},
-            "seconds": {name: share + branches[name].seconds / num_images for name in STRATEGY_NAMES},
+            "seconds": {name: share + suffixes[name].seconds / num_images for name in STRATEGY_NAMES},
         }
         return pixels["base"], scores
 
@@ -173,8 +173,8 @@ def make_trials(
         working = runner.run_prefix(images, decision_scale, len(images), goes_on=True)
         probes = {scale: runner.probe(working, decision_scale, scale) for scale in grid_scales}
         latents = runner.latents(working, decision_scale)
-        branches = runner.run_branches(working, _strategies(strategies, images[0]))
-        decoded = {name: runner.decode_sums(list(branch.code_sum))[0] for name, branch in branches.items()}
+        suffixes = runner.run_suffixes(working, _strategies(strategies, images[0]))
+        decoded = {name: runner.decode_sums(list(suffix.code_sum))[0] for name, suffix in suffixes.items()}
         for place, request in enumerate(some):
             pixels = {name: decoded[name][place] for name in strategies}
             of_image = {scale: values[place] for scale, values in probes.items()}

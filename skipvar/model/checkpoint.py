@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from skipvar.errors import ModelError
+from skipvar.errors import ModelError, first_line
 from skipvar.model.look import read_index
 
 State = dict[str, Tensor]
@@ -30,14 +30,10 @@ def read_state(path: Path) -> State:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, SafetensorError, ValueError, EOFError) as error:
-        raise ModelError(f"{path}: not a readable weights file ({_first_line(error)})") from error
+        raise ModelError(f"{path}: not a readable weights file ({first_line(error)})") from error
     except Exception as error:  # the unpickler's own error type is not public
-        raise ModelError(f"{path}: holds more than tensors and is not loaded ({_first_line(error)})") from error
+        raise ModelError(f"{path}: holds more than tensors and is not loaded ({first_line(error)})") from error
     return _flatten(content, path)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _read_folder(folder: Path) -> State:

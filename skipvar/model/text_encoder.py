@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skipvar.errors import ModelError
+from skipvar.errors import ModelError, first_line
 
 
 class TextEncoder:
@@ -32,8 +32,7 @@ class TextEncoder:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             encoder: Any = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=dtype)
         except Exception as error:  # whatever transformers makes of files that are not what it expects
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"{folder}: not a loadable T5 encoder ({reason})") from error
+            raise ModelError(f"{folder}: not a loadable T5 encoder ({first_line(error)})") from error
         return cls(tokenizer, encoder.to(device), max_tokens=max_tokens)
 
     @classmethod

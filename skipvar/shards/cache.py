@@ -13,7 +13,7 @@ from pathlib import Path
 from skipvar.config import StorageConfig
 from skipvar.errors import NotFoundError
 from skipvar.model.identity import LocalFiles, sha256_of_tree
-from skipvar.shards.storage import Storage, explain_os_error, open_storage
+from skipvar.shards.storage import Storage, explain_os_error, open_storage, split_s3
 from skipvar.types import Entry
 
 _COPY_BYTES = 4 << 20
@@ -27,7 +27,7 @@ def fetch(uri: str, cache_dir: str | Path, config: StorageConfig) -> Path:
     """
     if not uri.startswith("s3://"):
         return Path(uri)
-    bucket, _, key = uri.removeprefix("s3://").rstrip("/").partition("/")
+    bucket, key = split_s3(uri.rstrip("/"))
     storage = open_storage(f"s3://{bucket}", config)
     entries = _entries(storage, key, uri)
     identity = "\n".join([uri, *(f"{entry.name} {entry.size} {entry.version}" for entry in entries)])
@@ -74,7 +74,7 @@ class StoredFiles(LocalFiles):
         return hashes[key] if key in hashes else sha256_of_tree(hashes)
 
     def _bucket(self, uri: str) -> tuple[Storage, str]:
-        bucket, _, key = uri.removeprefix("s3://").rstrip("/").partition("/")
+        bucket, key = split_s3(uri.rstrip("/"))
         return open_storage(f"s3://{bucket}", self._config), key
 
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from skipvar.config import StorageConfig
 from skipvar.errors import InputError, NotFoundError
-from skipvar.shards.storage import Storage, open_storage
+from skipvar.shards.storage import Storage, open_storage, split_s3
 
 FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _GLOB = re.compile(r"[*?[]")
@@ -52,7 +52,7 @@ class Inputs:
     def open(self, uri: str) -> BinaryIO:
         """A seekable reader of one input file."""
         if uri.startswith("s3://"):
-            bucket, _, key = uri.removeprefix("s3://").partition("/")
+            bucket, key = split_s3(uri)
             return self._bucket(bucket).open(key)
         try:
             _check_kind(Path(uri).stat().st_mode, uri)  # opening a named pipe would wait for somebody to write
@@ -76,7 +76,7 @@ class Inputs:
             yield InputFile(uri, FORMATS[suffix], size, version)
 
     def _expand_s3(self, pattern: str) -> Iterator[tuple[str, int, str]]:
-        bucket, _, key = pattern.removeprefix("s3://").partition("/")
+        bucket, key = split_s3(pattern)
         if not key:
             raise InputError(
                 f"input.path: {pattern} is a bucket; give a file or a glob, such as {pattern.rstrip('/')}/*.parquet."

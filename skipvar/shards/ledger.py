@@ -102,7 +102,7 @@ class Ledger:
         `parts` is all that changes pixels or rows, and makes the fingerprint; `identity` is the plan's. A `ConfigError`
         lists what differs from the run that is there and says what to do.
         """
-        self._storage.probe()
+        self._storage.check_writable()
         record = {
             "fingerprint": fingerprint(parts),
             "state": "running",

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from skipvar.config import RunConfig
-from skipvar.errors import InputError
+from skipvar.errors import InputError, first_line
 from skipvar.shards.columns import UNFIT_ERRORS, shown_name
 from skipvar.shards.inputs import InputFile, Inputs
-from skipvar.shards.rows import SETTINGS, first_line
+from skipvar.shards.rows import SETTINGS
 from skipvar.shards.schema import storable_columns
 from skipvar.shards.sources import Footer, read_footer
 from skipvar.shards.textinput import Look, look_at

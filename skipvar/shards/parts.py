@@ -10,9 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skipvar.errors import StorageError
+from skipvar.errors import StorageError, first_line
 from skipvar.shards.columns import UNFIT_ERRORS
-from skipvar.shards.rows import first_line
 from skipvar.shards.storage import Storage, explain_os_error, join
 from skipvar.types import FileSlice
 

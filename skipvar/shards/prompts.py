@@ -161,7 +161,7 @@ def read_unit(unit: Unit, spec: InputSpec) -> Iterator[Request | Failure]:
     for part in unit.slices:
         file = spec.files[part.uri]
         for row in read_rows(inputs, part, file):
-            for item in reader.read(position, row.values, row.error, row.where, file.unlike):
+            for item in reader.read(position, row.values, row.error, row.where, file.retyped):
                 if unit.only is None or item.key in unit.only:
                     yield item
             position += 1
@@ -267,8 +267,8 @@ def _file_specs(
         file, footer, own = item.looked_at.file, item.looked_at.footer, item.looked_at.own
         if footer is not None:
             plain = storable_columns(own, file.uri)
-            unlike = tuple(name for name in plain.names if plain.field(name).type != columns.field(name).type)
-            specs[file.uri] = FileSpec(size=file.size, footer_checksum=footer.checksum, unlike=unlike)
+            retyped = tuple(name for name in plain.names if plain.field(name).type != columns.field(name).type)
+            specs[file.uri] = FileSpec(size=file.size, footer_checksum=footer.checksum, retyped=retyped)
     return specs
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from skipvar.config import StorageConfig
-from skipvar.errors import RowError, SkipvarError
+from skipvar.errors import RowError, SkipvarError, first_line
 from skipvar.shards.columns import UNFIT_ERRORS, checked_text
 from skipvar.types import Failure, Request
 
@@ -31,7 +31,7 @@ class FileSpec:
     """CRC-32 of the file's footer."""
     is_part: bool = False
     """It is text input in its normal form (`skipvar.shards.parts`), not a file of the user's."""
-    unlike: tuple[str, ...] = ()
+    retyped: tuple[str, ...] = ()
     """The user's own columns that have another type in the plan, since other files have."""
 
 
@@ -104,11 +104,11 @@ class RowReader:
         values: Mapping[str, Any],
         error: SkipvarError | None,
         where: str,
-        unlike: Sequence[str] = (),
+        retyped: Sequence[str] = (),
     ) -> Iterator[Request | Failure]:
         """The requests of the row at `position` of the whole input, or a failure for each of its images.
 
-        `error`: the row is known to be bad. `where` names file and row in messages. `unlike`: see `FileSpec`.
+        `error`: the row is known to be bad. `where` names file and row in messages. `retyped`: see `FileSpec`.
         """
         columns: dict[str, Any] = {}
         settings: dict[str, Any] = {}
@@ -118,7 +118,7 @@ class RowReader:
                 check_size(values)
             for field in self._spec.columns:
                 value = values.get(field.name)
-                columns[field.name] = _converted(value, field) if field.name in unlike else value
+                columns[field.name] = _converted(value, field) if field.name in retyped else value
         except RowError as found:
             error = error or found
         except UNFIT_ERRORS as found:
@@ -262,11 +262,6 @@ def approximate_bytes(value: Any) -> int:
     if isinstance(value, dict):
         return sum(map(approximate_bytes, value.values()))
     return 8
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception of a library says, cut to a short line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 
 def shown_prompt(prompt: Any) -> str:

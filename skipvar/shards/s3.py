@@ -98,7 +98,7 @@ class S3Storage:
         """Raise where there is no such bucket; one that may not be looked at passes."""
         self._check_bucket()
 
-    def probe(self) -> None:
+    def check_writable(self) -> None:
         self._check_bucket()
         name = f"_probe/{uuid.uuid4().hex}"
         first, second = (self._put(name, b"probe", absent=True, patience=self._start_patience) for _ in range(2))

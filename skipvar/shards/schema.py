@@ -24,7 +24,7 @@ UNHASHED = frozenset(
 IMAGE_BYTES = "image.bytes"
 """The Parquet path of the images' leaf column."""
 
-_OWN = (
+_STANDARD = (
     ("id", pa.string()),
     ("position", pa.int64()),
     ("image_index", pa.int32()),
@@ -95,7 +95,7 @@ def dataset_schema(columns: pa.Schema, policy: str | None = None) -> pa.Schema:
     """The data files' schema: DESIGN.md's columns, a trial's where the run's policy makes them, then the user's own,
     under their own names where these are free."""
     names = own_names(columns.names)
-    standard = (*_OWN, *_TRIAL) if policy == TRIALS else _OWN
+    standard = (*_STANDARD, *_TRIAL) if policy == TRIALS else _STANDARD
     fields = [*(pa.field(*pair) for pair in standard), *(pa.field(names[field.name], field.type) for field in columns)]
     features: dict[str, Any] = {field.name: _feature(field.type) for field in fields}
     features["image"] = {"_type": "Image"}
@@ -113,7 +113,7 @@ def error_schema(columns: pa.Schema) -> pa.Schema:
 
 def own_names(columns: Sequence[str]) -> dict[str, str]:
     """The name in the dataset of each of the user's columns: its own, or with `input_` before it where it is taken."""
-    taken = {name for name, _ in (*_OWN, *_TRIAL, *_ERROR)}
+    taken = {name for name, _ in (*_STANDARD, *_TRIAL, *_ERROR)}
     names: dict[str, str] = {}
     for column in sorted(columns, key=lambda name: name in taken):  # free names first: they stay as they are
         name = column

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skipvar.errors import InputError, RowError, SkipvarError
+from skipvar.errors import InputError, RowError, SkipvarError, first_line
 from skipvar.shards.columns import UNFIT_ERRORS
 from skipvar.shards.inputs import Inputs
 from skipvar.shards.parts import HIDDEN
-from skipvar.shards.rows import FileSpec, first_line
+from skipvar.shards.rows import FileSpec
 from skipvar.shards.schema import storable_columns
 from skipvar.shards.storage import explain_os_error
 from skipvar.types import FileSlice

@@ -28,7 +28,7 @@ class Storage(Protocol):
     def look(self) -> None:
         """Raise, writing nothing, where it is plain that objects cannot be written here."""
 
-    def probe(self) -> None:
+    def check_writable(self) -> None:
         """Show, before any work, that objects can be written here and that put-if-absent is honoured."""
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
@@ -51,6 +51,12 @@ class Storage(Protocol):
 
     def exists(self, name: str) -> bool:
         """Whether there is such an object; its content is not read."""
+
+
+def split_s3(uri: str) -> tuple[str, str]:
+    """Bucket and key (or prefix, or pattern) of an `s3://` address."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
 
 
 def open_storage(uri: str, config: StorageConfig) -> Storage:
@@ -115,7 +121,7 @@ class LocalStorage:
             error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             raise explain_os_error(error, f"write to {place}")
 
-    def probe(self) -> None:
+    def check_writable(self) -> None:
         name = f"_probe-{uuid.uuid4().hex}"  # in no folder of its own: removing that would race with another run
         try:
             if not self.put_if_absent(name, b"probe") or self.put_if_absent(name, b"probe"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from skipvar.errors import InputError, RowError
+from skipvar.errors import InputError, RowError, first_line
 from skipvar.shards.columns import UNFIT_ERRORS, fit_csv, fit_json, infer_csv, infer_json
 from skipvar.shards.inputs import InputFile, Inputs
 from skipvar.shards.parts import PartWriter
@@ -21,7 +21,6 @@ from skipvar.shards.rows import (
     RowReader,
     approximate_bytes,
     check_size,
-    first_line,
     id_text,
     is_empty,
     shown_prompt,

@@ -51,7 +51,7 @@ class FakeEngine:
         assert flush or len(bucket) >= self.batch_size
         batch, self.buckets[name] = bucket[: self.batch_size], bucket[self.batch_size :]
         self.fills.append(len(batch))
-        return [self._make(request, "base" if request.is_base else name) for request in batch]
+        return [self._make(request, "base" if request.must_be_base else name) for request in batch]
 
     @property
     def report(self) -> DeviceReport:
@@ -156,7 +156,7 @@ class DriftedEngine(FakeEngine):
 
     def _make(self, request: Request, strategy: str) -> Image | Failure:
         made = super()._make(request, strategy)
-        return made if request.is_base or isinstance(made, Failure) else replace(made, audit_ssim=0.5)
+        return made if request.must_be_base or isinstance(made, Failure) else replace(made, audit_ssim=0.5)
 
 
 def build_drifted_engine(config: object, resolved: object) -> FakeEngine:

@@ -11,9 +11,9 @@ from skipvar.config_file import load_config
 from skipvar.distributed import trials
 from skipvar.distributed.cluster import Cluster
 from skipvar.distributed.opening import fingerprint_parts, settle
-from skipvar.distributed.outcome import EXIT_STOPPED, Outcome
+from skipvar.distributed.outcome import Outcome
 from skipvar.engine.resolved import resolve
-from skipvar.errors import InputError
+from skipvar.errors import EXIT_STOPPED, InputError
 from skipvar.shards.ledger import fingerprint
 from skipvar.shards.prompts import plan_input
 from skipvar.skip.policy import TRIALS

@@ -99,7 +99,7 @@ def test_a_request_under_an_alarm_is_made_under_base_and_not_audited(
 ) -> None:
     """Beside others in one engine; its pixels are those of `base`, whatever the policy would say."""
     engine = audited_engine(run_config(batch_size=4), lambda request: True)
-    made = run(engine, [replace(request, is_base=request.position % 2 == 0) for request in requests])
+    made = run(engine, [replace(request, must_be_base=request.position % 2 == 0) for request in requests])
     for position, image in made.items():
         if position % 2 == 0:
             assert image.strategy == "base" and image.audit_ssim is None and image.cost_share == 1

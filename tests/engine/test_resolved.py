@@ -73,6 +73,18 @@ def test_other_weights_than_the_run_s_are_refused(folder: Path) -> None:
         build_engine(config, resolve(config))
 
 
+def test_an_aspect_ratio_that_the_model_lacks_is_for_the_rows_to_bring() -> None:
+    """Its rows are error rows; a replica comes up all the same, as on a GPU."""
+    sampling = SamplingConfig(aspect_ratio=9.0)
+    engine = build_engine(replace(RANDOM, sampling=sampling))
+    assert engine.report.self_check is not None and engine.report.self_check["is_invariant"]
+
+
+def test_how_long_an_image_may_wait_is_what_the_configuration_says() -> None:
+    config = replace(RANDOM, engine=EngineConfig(max_age=5, batch_invariant=False))
+    assert build_engine(config)._batcher.limits.max_age == 5
+
+
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         resolve(RunConfig(model=ModelSection(path=str(tmp_path / "missing"))))

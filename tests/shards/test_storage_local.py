@@ -34,7 +34,7 @@ def test_put_read_list_replace_delete(tmp_path: Path) -> None:
     assert not storage.exists("data/a")
     with pytest.raises(NotFoundError, match="there is no such file"):
         storage.read("data/a")
-    storage.probe()
+    storage.check_writable()
     assert [entry.name for entry in storage.list()] == ["_run.json", "data/b"]
 
 
@@ -124,7 +124,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("x")
     with pytest.raises(StorageError, match="a part of the path is a file"):
-        LocalStorage(str(tmp_path / "out")).probe()
+        LocalStorage(str(tmp_path / "out")).check_writable()
 
 
 def test_unknown_kinds_of_location() -> None:

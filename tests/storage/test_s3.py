@@ -29,7 +29,7 @@ def storage(bucket: str, config: StorageConfig) -> Storage:
 
 
 def test_put_read_list_replace_delete(storage: Storage) -> None:
-    storage.probe()
+    storage.check_writable()
     assert list(storage.list()) == []
     assert storage.put_if_absent("data/b", b"1") and storage.put_if_absent("data/a", b"22")
     assert not storage.put_if_absent("data/a", b"3")
@@ -59,7 +59,7 @@ def test_listings_of_many_pages(storage: Storage) -> None:
 def told(storage: Storage) -> str:
     """The message of a probe that fails."""
     with pytest.raises(StorageError) as error:
-        storage.probe()
+        storage.check_writable()
     message = str(error.value)
     assert message.endswith(".") and "\n" not in message and SECRET_KEY not in message
     return message
