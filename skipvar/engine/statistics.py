@@ -21,7 +21,7 @@ class BatchCount:
 
 @dataclass
 class EngineStatistics:
-    """Of one engine since it was built. `to_dict` is JSON-able; `merge` adds up those of several engines."""
+    """Of one engine since it was built. `to_dict` is JSON-able; `merge_statistics` adds up several."""
 
     images: int = 0
     failures: int = 0

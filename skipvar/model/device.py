@@ -1,4 +1,4 @@
-"""What `auto` means for `model.device` and `model.dtype`: the one place that knows. No torch."""
+"""What `auto` means for `model.device` and `model.dtype` on this machine (a cluster's device: `Cluster`). No torch."""
 
 import os
 from pathlib import Path

@@ -122,6 +122,9 @@ class Ledger:
             present = self.read_run()  # another run began at the same moment
         assert present is not None
         self._refuse_differences(present, record)
+        began, now = (str((each.get("versions") or {}).get("torch")) for each in (present, record))
+        if began != now:
+            logger.warning("this run began with torch %s and goes on with %s: pixels may round otherwise", began, now)
         present = {**present, "state": "running", "resumed_at": _now(), "ended_at": None}
         self._storage.replace(RUN_FILE, _json(present))
         return Run(record["fingerprint"], True, present)

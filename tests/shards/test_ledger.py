@@ -39,6 +39,15 @@ def test_the_same_run_is_resumed_where_it_stood(tmp_path: Path) -> None:
     assert record and record["resolved"] == {"dtype": "float32"} and record["state"] == "running"
 
 
+def test_another_torch_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    job = start(tmp_path)
+    for version in (None, "9.1"):
+        Ledger(job.storage).open_run(PARTS, {}, {"torch": version} if version else {}, job.plan.identity, {})
+    assert [record.message for record in caplog.records] == [
+        "this run began with torch None and goes on with 9.1: pixels may round otherwise"
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
