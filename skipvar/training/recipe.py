@@ -47,7 +47,7 @@ class VaeRecipe:
 
     schedule: RateSchedule = RateSchedule(num_steps=16_000, decay_steps=2500)
     encoder_steps: int = 14_500
-    """Later steps train the decoder alone, always from all scales: pictures get sharper, and their bits stay."""
+    """Later steps train the decoder alone: pictures get sharper, and their bits stay."""
     batch_size: int = 8
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2e-3, adam_rate=1e-3, weight_decay=1e-3)
     ema_decay: float = 0.998
@@ -62,6 +62,10 @@ class VaeRecipe:
     """Relative frequency of each layout's pictures: small objects are the hardest."""
     truncated_share: float = 0.04
     """Share of images decoded from a running sum that lacks the last one to three scales."""
+    decoder_truncated_shares: tuple[float, ...] = (0.3, 0.3, 0.3, 0.0, 0.04)
+    """The same while the decoder is trained alone, for each of `backgrounds.PATTERNS`. A decoder can learn to make up
+    for what plain, striped and dotted pictures lack then, and for part of what checks lack; where it does not learn
+    that, pictures differ more in how much they need their last scales, which is what a policy is about."""
     report_pictures: int = 24
     """Held-out pictures of each layout that a report measures."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from skipvar.model.bsq import quantize, running_sums
 from skipvar.model.vae import Decoder, Encoder
+from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
 from skipvar.training.common import Ema, Folders, append_log, load_checkpoint, save_checkpoint, train
 from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations
 from skipvar.training.muon import Optimizer
@@ -93,16 +94,22 @@ class VaeTrainer:
             parameter.grad = None
         self.optimizer = self._make_optimizer()
 
+    def _truncated_share(self, shown: Combination) -> float:
+        """How often a picture is decoded without its last scales, at this step."""
+        if self.step < self.settings.encoder_steps:
+            return self.settings.truncated_share
+        return self.settings.decoder_truncated_shares[PATTERNS.index(BACKGROUNDS[shown.background_index].pattern)]
+
     def train_step(self, factor: float, seconds_left: float) -> float:
         """One batch of pictures; see `common.Trainer`."""
-        share = self.settings.truncated_share if self.step < self.settings.encoder_steps else 0.0
         generator = self.peers.generator(self._seed, self.step)
         size = self.settings.batch_size // self.peers.count
         chosen = torch.multinomial(self._chances, size, replacement=True, generator=generator).tolist()
         images = self.pictures.compose([self.training[i] for i in chosen])
         is_mirrored = torch.rand(size, generator=generator, device=self.peers.device) < 0.5
         images = torch.where(is_mirrored[:, None, None, None], images.flip(-1), images)
-        truncated = torch.rand(size, generator=generator, device=self.peers.device) < share
+        shares = torch.tensor([self._truncated_share(self.training[i]) for i in chosen], device=self.peers.device)
+        truncated = torch.rand(size, generator=generator, device=self.peers.device) < shares
         dropped = torch.randint(1, 4, (size,), generator=generator, device=self.peers.device) * truncated
         with self.peers.autocast():
             decoded, commitment = self.model(images, NUM_SCALES - dropped)

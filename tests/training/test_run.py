@@ -402,7 +402,7 @@ def test_processes_stay_in_step_and_go_on_as_if_never_stopped(folders: Folders, 
 def test_the_last_steps_train_the_decoder_alone(folders: Folders, tmp_path: Path) -> None:
     """A picture's bits stay what they were at the end of the encoder's steps, in what is exported too."""
     again = Folders(packages=folders.packages, run=tmp_path / "run")
-    recipe = replace(RECIPE, vae=replace(RECIPE.vae, encoder_steps=2, truncated_share=1.0))
+    recipe = replace(RECIPE, vae=replace(RECIPE.vae, encoder_steps=2))
     trainer = vae_training.VaeTrainer(recipe, again, Peers())
     for _ in range(2):
         trainer.train_step(1.0, math.inf)
