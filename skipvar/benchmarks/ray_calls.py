@@ -87,10 +87,10 @@ def measure_calls(num_actors: int, num_units: int) -> CallCost:
     """Runs the driver with so many real actors, on a local cluster of its own."""
     replicas = ReplicasConfig(min=num_actors, max=num_actors)
     config = RunConfig(model=ModelSection(device="cpu"), cluster=ClusterConfig(address="local", replicas=replicas))
-    order: Any = None
+    unused: Any = None  # a `NullReplica` builds no engine and reads no order
     with connect(config) as cluster:
         cluster.start()
-        fleet = _CountingFleet(cluster, lambda: None, order, NullReplica)
+        fleet = _CountingFleet(cluster, unused, unused, NullReplica)
         run, metrics = null_run(num_units), null_metrics(num_units)
         try:
             Driver(config, fleet, cluster.room, run, metrics, StopSignal()).run()

@@ -27,6 +27,7 @@ from skipvar.distributed.messages import (
 )
 from skipvar.distributed.opening import WorkOrder
 from skipvar.distributed.replica import Replica
+from skipvar.distributed.worker import EngineInterface
 
 ASK_AGAIN_SECONDS = 1.0
 """Ray takes some seconds to tell a dead node from a slow one."""
@@ -68,7 +69,7 @@ class Fleet:
     """Creates replicas, tells them what to do, and hears what they say. A message costs the same for any number."""
 
     def __init__(
-        self, cluster: Cluster, build_engine: Callable[[], Any], order: WorkOrder, replica: type = Replica
+        self, cluster: Cluster, build_engine: Callable[[], EngineInterface], order: WorkOrder, replica: type = Replica
     ) -> None:
         """`replica`: what runs in each actor; `Replica`, or what speaks as it does."""
         self._actor: Any = ray.remote(replica)

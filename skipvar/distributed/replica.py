@@ -8,7 +8,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import ray
 
@@ -27,7 +26,7 @@ from skipvar.distributed.messages import (
 )
 from skipvar.distributed.opening import WorkOrder
 from skipvar.distributed.prometheus import EngineMetrics
-from skipvar.distributed.worker import Worker, as_assigned
+from skipvar.distributed.worker import EngineInterface, Worker, as_assigned
 from skipvar.engine.resolved import Resolved
 from skipvar.errors import SkipvarError
 from skipvar.shards.prompts import read_unit
@@ -37,14 +36,16 @@ from skipvar.types import Failure, Request
 
 logger = logging.getLogger(__name__)
 
-EngineFactory = Callable[[RunConfig, Resolved], Any]
+EngineFactory = Callable[[RunConfig, Resolved], EngineInterface]
 """Builds an engine: `skipvar.local.build_local_engine`, or a test's."""
 
 
 class Replica:
     """One engine on one device, on a thread of its own. Images never pass through Ray."""
 
-    def __init__(self, name: str, build_engine: Callable[[], Any], order: WorkOrder, num_encoders: int) -> None:
+    def __init__(
+        self, name: str, build_engine: Callable[[], EngineInterface], order: WorkOrder, num_encoders: int
+    ) -> None:
         self.name = f"{name}@{socket.gethostname()}"
         self._build_engine, self._order, self._num_encoders = build_engine, order, num_encoders
         self._worker: Worker | None = None
@@ -89,7 +90,7 @@ class Replica:
             logger.exception("The engine failed")
             self._outbox.put([ReplicaLost(reason=f"{type(error).__name__}: {error}")])
 
-    def _make_worker(self, engine: Any, storage: Storage) -> Worker:
+    def _make_worker(self, engine: EngineInterface, storage: Storage) -> Worker:
         order = self._order
 
         def read(assignment: Assignment) -> Iterable[Request | Failure]:

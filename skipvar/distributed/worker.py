@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from skipvar.distributed.messages import Assignment, Progress, Stop, Supply, ToDriver, UnitDone
+from skipvar.engine.resolved import DeviceReport
+from skipvar.engine.statistics import EngineStatistics
 from skipvar.types import Failure, Image, Request, RequestKey, UnitReport
 
 logger = logging.getLogger(__name__)
@@ -25,13 +27,24 @@ MAX_ENCODING = 64
 
 
 class EngineInterface(Protocol):
-    """What a worker needs of `skipvar.engine.engine.Engine`."""
+    """What a replica needs of `skipvar.engine.engine.Engine`."""
 
-    def submit(self, requests: Sequence[Request]) -> None: ...
+    @property
+    def report(self) -> DeviceReport:
+        """What it found on its device."""
 
-    def can_step(self, *, flush: bool = False) -> bool: ...
+    @property
+    def statistics(self) -> EngineStatistics:
+        """What it has done so far; it goes on counting there."""
 
-    def step(self, *, flush: bool = False) -> Sequence[Image | Failure]: ...
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests."""
+
+    def can_step(self, *, flush: bool = False) -> bool:
+        """Whether `step` would run a batch."""
+
+    def step(self, *, flush: bool = False) -> Sequence[Image | Failure]:
+        """Run one batch; with `flush` a part-full one, where there is no other. What it finished."""
 
 
 class Writer(Protocol):
