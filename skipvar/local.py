@@ -11,7 +11,9 @@ from skipvar.shards.cache import StoredFiles, fetch
 from skipvar.skip.policy import TRIALS
 
 if TYPE_CHECKING:
+    from skipvar.engine.audit import AuditRule
     from skipvar.engine.engine import Engine
+    from skipvar.engine.trials import TrialRule
     from skipvar.model.pipeline import Pipeline
 
 CACHE_FOLDER = Path(os.environ.get("SKIPVAR_CACHE", "~/.cache/skipvar")).expanduser()
@@ -31,22 +33,25 @@ def build_local_engine(
 
     torch.set_num_threads(config.cluster.cpus_per_replica)
     resolved = resolved or resolve(config, StoredFiles(config.storage))
-    rule = None
+    if pipeline is None:
+        config = replace(config, model=_with_local_files(config.model, config.storage))
+    return build_engine(config, resolved, _rule(config, resolved), pipeline)
+
+
+def _rule(config: RunConfig, resolved: Resolved) -> "TrialRule | AuditRule | None":
+    """How images are compared with `base`, where any are; a run without does without torchmetrics."""
     if resolved.policy.name == TRIALS:
         from skipvar.engine.trials import TrialRule
         from skipvar.quality.similarity import find_lpips, psnr, ssim
 
-        rule = TrialRule(ssim, psnr, find_lpips())
-    if pipeline is None:
-        config = replace(config, model=_with_local_files(config.model, config.storage))
-    engine = build_engine(config, resolved, rule, pipeline)
+        return TrialRule(ssim, psnr, find_lpips())
     if fraction := config.audit.fraction:
         from skipvar.engine.audit import AuditRule
         from skipvar.quality.audit import is_audited
         from skipvar.quality.similarity import ssim
 
-        engine.audit_rule = AuditRule(lambda request: is_audited(request, fraction), ssim)
-    return engine
+        return AuditRule(lambda request: is_audited(request, fraction), ssim)
+    return None
 
 
 def _with_local_files(model: ModelSection, storage: StorageConfig) -> ModelSection:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import torch
 
 from skipvar.config import RunConfig
+from skipvar.engine.audit import AuditRule
 from skipvar.engine.batcher import Limits
 from skipvar.engine.engine import Engine
 from skipvar.engine.memory import plan_memory
@@ -26,13 +27,13 @@ logger = logging.getLogger(__name__)
 def build_engine(
     config: RunConfig,
     resolved: Resolved | None = None,
-    trial_rule: TrialRule | None = None,
+    rule: TrialRule | AuditRule | None = None,
     pipeline: Pipeline | None = None,
 ) -> Engine:
     """Loads the model (all paths must be local) unless its `pipeline` is there, plans memory, checks batch invariance.
 
     `resolved` is what the run was opened with (None: looked up here): a model that differs from it is a `ModelError`.
-    With a `trial_rule` the engine makes trials of all its requests.
+    With a `TrialRule` the engine makes trials of all its requests, with an `AuditRule` it audits some of its images.
     With `batch_invariant` it sets torch to one thread for the whole process.
     """
     resolved = resolved or resolve(config)
@@ -54,7 +55,8 @@ def build_engine(
         plan,
         slot_tokens=costs.prefix_tokens,
     )
-    largest = plan.prefix_images if trial_rule is None else min(plan.prefix_images, *plan.suffix_images.values())
+    makes_trials = isinstance(rule, TrialRule)
+    largest = min(plan.prefix_images, *plan.suffix_images.values()) if makes_trials else plan.prefix_images
     limits = Limits(largest, plan.suffix_images, plan.pool_images, config.engine.max_age)
     report = DeviceReport(
         processor=torch.cuda.get_device_name() if pipeline.device.type == "cuda" else _cpu_name(),
@@ -63,9 +65,9 @@ def build_engine(
         pool_images=limits.pool_images,
         self_check=None if found is None else asdict(found),
     )
-    if trial_rule is not None:
-        return TrialEngine(runner, resolved.policy, limits, report, rule=trial_rule)
-    return Engine(runner, resolved.policy, limits, report)
+    if isinstance(rule, TrialRule):
+        return TrialEngine(runner, resolved.policy, limits, report, rule)
+    return Engine(runner, resolved.policy, limits, report, rule)
 
 
 def _text_padding(resolved: Resolved) -> TextPadding:

@@ -52,7 +52,14 @@ def within_memory(run: Callable[[], Result]) -> Result | Lack:
 class Engine:
     """One model on one device. `submit` requests, `step` until they are finished. One thread drives it."""
 
-    def __init__(self, runner: Runner, policy: Policy, limits: Limits, report: DeviceReport) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        policy: Policy,
+        limits: Limits,
+        report: DeviceReport,
+        audit_rule: AuditRule | None = None,
+    ) -> None:
         self.sampler = runner.sampler
         self.pipeline = runner.sampler.pipeline
         self.policy = policy
@@ -62,7 +69,7 @@ class Engine:
         self._batcher: Batcher[ImageState] = Batcher(limits)
         self._failed: list[Finished] = []
         """What ended without a batch that finished it."""
-        self.audit_rule: AuditRule | None = None
+        self._audit_rule = audit_rule
         self._audited: dict[RequestKey, Audited] = {}
 
     @property
@@ -183,15 +190,15 @@ class Engine:
         return batch.items
 
     def _is_drawn(self, request: Request) -> bool:
-        return self.audit_rule is not None and not request.must_be_base and self.audit_rule.is_audited(request)
+        return self._audit_rule is not None and not request.must_be_base and self._audit_rule.is_audited(request)
 
     def _finish(self, image: ImageState, pixels: np.ndarray) -> Image | None:
         """The result of a decoded image; None of one that is to be made under `base` as well: it is queued for that."""
         audited = self._audited.get(image.request.key)
         if audited is not None and audited.image is not None:
             del self._audited[image.request.key]
-            assert self.audit_rule is not None
-            return with_base(audited.image, pixels, sum(image.seconds.values()), self.audit_rule)
+            assert self._audit_rule is not None
+            return with_base(audited.image, pixels, sum(image.seconds.values()), self._audit_rule)
         run, base = image.token_forwards()
         self.statistics.token_forwards_run += run
         self.statistics.token_forwards_saved += base - run

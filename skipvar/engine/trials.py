@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from skipvar.engine.batcher import Batch
+from skipvar.engine.batcher import Batch, Limits
 from skipvar.engine.engine import Engine, Finished, Lack, within_memory
 from skipvar.engine.memory import image_costs, plan_memory
+from skipvar.engine.resolved import DeviceReport
 from skipvar.engine.runner import Runner, Suffix
 from skipvar.engine.sampler import Sampler, SamplingRules, WorkingBatch
 from skipvar.engine.state import ImageState
 from skipvar.model.pipeline import Pipeline
+from skipvar.skip.policy import Policy
 from skipvar.skip.strategy import STRATEGY_NAMES, Strategy, default_decision_scale, make_strategy
 from skipvar.types import Probe, Request, Trial, TrialProbe
 
@@ -54,9 +56,11 @@ class TrialImages:
 class TrialEngine(Engine):
     """An engine whose images are those of `base` and carry a `Trial` each. It has no buckets: a trial is one batch."""
 
-    def __init__(self, *parts: Any, rule: TrialRule) -> None:
-        super().__init__(*parts)
-        self._rule = rule
+    def __init__(
+        self, runner: Runner, policy: Policy, limits: Limits, report: DeviceReport, trial_rule: TrialRule
+    ) -> None:
+        super().__init__(runner, policy, limits, report)
+        self._rule = trial_rule
 
     def _run_batch(self, batch: Batch[ImageState]) -> list[Finished]:
         before = [image.snapshot() for image in batch.items]

@@ -40,9 +40,7 @@ def plain(run_config: Callable[..., RunConfig], requests: list[Request]) -> dict
 
 
 def audited_engine(config: RunConfig, drawn: Callable[[Request], bool]) -> Engine:
-    engine = build_engine(config)
-    engine.audit_rule = AuditRule(drawn, ssim)
-    return engine
+    return build_engine(config, rule=AuditRule(drawn, ssim))
 
 
 def test_audited_images_are_the_same_and_tell_their_similarity(

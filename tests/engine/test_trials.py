@@ -123,15 +123,15 @@ def test_too_little_memory_halves_the_batch_and_loses_no_trial(
     requests = [make_request(position, negative_prompt=None, cfg=(3.0,) * 10) for position in range(4)]
     _, plain = run(run_config("trials", batch_size=4), requests)
     engine = build_local_engine(run_config("trials", batch_size=4))
-    branches = engine._runner.run_branches
+    run_suffixes = engine._runner.run_suffixes
 
     def lacking(batch, strategies):
-        found = branches(batch, strategies)
+        found = run_suffixes(batch, strategies)
         if len(batch.images) > 2:
             raise torch.OutOfMemoryError("no memory for more than two")
         return found
 
-    monkeypatch.setattr(engine._runner, "run_branches", lacking)
+    monkeypatch.setattr(engine._runner, "run_suffixes", lacking)
     engine.submit(requests)
     made = {item.request.position: item for item in engine.drain() if isinstance(item, Image)}
     assert engine.statistics.out_of_memory == 1
@@ -145,13 +145,13 @@ def test_a_trial_without_numbers_is_a_failure(
     run_config: Callable[..., RunConfig], make_request: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = build_local_engine(run_config("trials", batch_size=2))
-    branches = engine._runner.run_branches
+    run_suffixes = engine._runner.run_suffixes
 
     def broken(batch, strategies):
-        found = branches(batch, strategies)
+        found = run_suffixes(batch, strategies)
         return found | {"uncond_2": replace(found["uncond_2"], is_finite=[False, True])}
 
-    monkeypatch.setattr(engine._runner, "run_branches", broken)
+    monkeypatch.setattr(engine._runner, "run_suffixes", broken)
     engine.submit([make_request(position, cfg=(3.0,) * 10) for position in (1, 2)])
     kinds = sorted((type(item).__name__, item.key[0] if isinstance(item, Failure) else 2) for item in engine.drain())
     assert kinds == [("Failure", 1), ("Image", 2)]
