@@ -1,5 +1,6 @@
 """The front door in Python: a model on this machine, and images of prompts. `skipvar.load` is what users call."""
 
+import gc
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
-from skipvar.checks import require, shown
+from skipvar.checks import is_whole, require, shown
 from skipvar.config import Auto, EngineConfig, ModelSection, NumberOrList, RunConfig, SamplingConfig, StorageConfig
 from skipvar.engine.resolved import resolve
 from skipvar.errors import ConfigError, RowError
@@ -98,7 +99,7 @@ class Model:
         own_seeds = [None] * len(prompts) if seeds is None else list(seeds)
         require(len(own_seeds) == len(prompts), "seeds", f"a list of {len(own_seeds)}", f"{len(prompts)}, one a prompt")
         for given in own_seeds:
-            is_seed = given is None or (isinstance(given, int) and 0 <= given < 2**63)
+            is_seed = given is None or (is_whole(given) and 0 <= given < 2**63)
             require(is_seed, "seeds", given, "whole numbers from 0 to 2^63 - 1, or None")
         check_spec(policy)
         engine = self._engine_for(policy, sampling)
@@ -122,6 +123,15 @@ class Model:
                 raise RowError(result.message)
             yield result
 
+    def _free_engine(self) -> None:
+        """Give its memory back, to the device as well, before another's is planned."""
+        self._engine = None
+        gc.collect()
+        if self._pipeline.device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
     def _engine_for(self, policy: str | None, sampling: SamplingConfig) -> "Engine":
         """The engine of the last call, or another where policy or size differ, or what a policy file was fitted for."""
         facts = replace(DEFAULTS, size=sampling.size)
@@ -130,7 +140,7 @@ class Model:
         config = replace(self._config, policy=policy, sampling=facts)
         if self._engine is None or config != self._config:
             resolved = resolve(config, StoredFiles(config.storage))  # a policy that is refused leaves all as it was
-            self._engine = None  # its memory is free before another's is planned
+            self._free_engine()
             self._engine = build_local_engine(config, resolved, self._pipeline)
             self._config = config
         return self._engine

@@ -72,6 +72,7 @@ def test_a_call_that_was_left_disturbs_no_other(model: "skipvar.Model") -> None:
         ({"prompts": ["a cat", ""]}, "not empty"),
         ({"seeds": [1, 2]}, "one a prompt"),
         ({"seeds": [-1]}, "2\\^63"),
+        ({"seeds": [True]}, "2\\^63"),
         ({"seed": -1}, "sampling.seed"),
         ({"cfg": "much"}, "sampling.cfg"),
         ({"tau": [0.5]}, "list of 1"),

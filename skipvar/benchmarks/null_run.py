@@ -31,7 +31,7 @@ def null_started() -> Started:
 
 
 def null_report(unit: int, seconds: float) -> UnitReport:
-    """A unit of `UNIT_ROWS` images, all under `base`, made in `seconds`; its file has no bytes."""
+    """A unit of `UNIT_ROWS` images, all under `base`, made in `seconds`."""
     return UnitReport(
         unit=unit,
         num_images=UNIT_ROWS,

@@ -51,13 +51,14 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     check_folder("--out", arguments.out)
     prepare_environment(config)  # before anything imports Ray
     from skipvar.distributed.cluster import connect
+    from skipvar.distributed.opening import settle
     from skipvar.distributed.trials import make_trials_run
     from skipvar.local import build_local_engine
     from skipvar.quality.evaluate import ORACLE, evaluate, image_rows
     from skipvar.quality.speed import measure_speeds
     from skipvar.skip.strategy import STRATEGY_NAMES
 
-    with connect(config) as cluster:
+    with connect(settle(config)) as cluster:
         files = _policies(arguments, config, cluster.device)
     trials, exit_code = {}, 0
     for name, path in sets.items():
@@ -103,7 +104,10 @@ def _policies(arguments: argparse.Namespace, config: RunConfig, device: Device) 
     for file in arguments.policies:
         check_spec(file)
         check_store_answers(replace(config, policy=file))
-        found[file] = resolve(replace(config, policy=file), StoredFiles(config.storage), device).policy
+        under, files = replace(config, policy=file), StoredFiles(config.storage)
+        found[file] = resolve(under, files, device).policy
+        if arguments.timed:
+            resolve(under, files)  # the clock runs on this machine
     names = [one.name for one in found.values()]
     taken = (*STRATEGY_NAMES, ORACLE)
     if twice := next((name for name in names if names.count(name) > 1 or name in taken), None):

@@ -49,7 +49,10 @@ def make_trials_run(config: RunConfig, show: Callable[[str], None], *, is_for_fi
 
 
 def find_trials_run(config: RunConfig) -> TrialsRun:
-    """The finished run of a configuration's trials; `InputError` where there is none. Starts nothing."""
+    """The finished run of a configuration's trials; `InputError` where there is none. Starts nothing.
+
+    Where `model.device` is `auto` it joins the cluster that `config` names, to ask what it has.
+    """
     config = settle(replace(config, policy=TRIALS))
     resolved, plan = _prepare(config)
     output = config.output.path.replace(FINGERPRINT_FIELD, fingerprint(fingerprint_parts(config, resolved, plan)))
@@ -61,7 +64,10 @@ def find_trials_run(config: RunConfig) -> TrialsRun:
 
 
 def _prepare(config: RunConfig) -> tuple[Resolved, Plan]:
-    """What the run resolves to on the cluster's devices, which may not be this machine's, and its input."""
-    with connect(config) as cluster:
-        resolved = resolve(config, StoredFiles(config.storage), cluster.device)
+    """What the run resolves to on the cluster's devices, and its input."""
+    device = config.model.device
+    if device == "auto":  # what the cluster has, which may not be what this machine has
+        with connect(config) as cluster:
+            device = cluster.device
+    resolved = resolve(config, StoredFiles(config.storage), device)
     return resolved, plan_input(config, resolved.num_scales, resolved.max_image_pixels)

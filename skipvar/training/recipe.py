@@ -47,7 +47,8 @@ class VaeRecipe:
 
     schedule: RateSchedule = RateSchedule(num_steps=16_000, decay_steps=2500)
     encoder_steps: int = 14_500
-    """Later steps train the decoder alone: pictures get sharper, and their bits stay."""
+    """Later steps train the decoder alone: pictures get sharper, and their bits stay. The rate falls through both: what
+    the encoder has learned is averaged (`ema_decay`) before it has come to rest."""
     batch_size: int = 8
     optimizer: OptimizerRecipe = OptimizerRecipe(muon_rate=2e-3, adam_rate=1e-3, weight_decay=1e-3)
     ema_decay: float = 0.998

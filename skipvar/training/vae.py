@@ -147,6 +147,9 @@ class VaeTrainer:
         logger.info("going on from step %d", self.step)
         if self.step >= self.settings.encoder_steps:
             self._freeze_encoder()
+            if self.first_cold_step < self.settings.encoder_steps:  # saved by a recipe that trained both halves so far
+                self.first_cold_step = self.step
+                return
         if state["optimizer"] is not None:
             self.optimizer.load_state_dict(state["optimizer"])
 

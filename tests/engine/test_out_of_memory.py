@@ -70,7 +70,7 @@ def run(engine: Engine, requests: Sequence[Request]) -> list[Image | Failure]:
     finished = engine.drain()
     keys = Counter(item.key if isinstance(item, Failure) else item.request.key for item in finished)
     assert keys == Counter(request.key for request in requests)
-    assert engine._runner.num_free_slots == engine._runner.plan.pool_images and engine.num_pending == 0
+    assert len(engine._runner._free_slots) == engine._runner.plan.pool_images and engine.num_pending == 0
     return finished
 
 

@@ -57,7 +57,7 @@ def test_listings_of_many_pages(storage: Storage) -> None:
 
 
 def told(storage: Storage) -> str:
-    """The message of a probe that fails."""
+    """The message of a write check that fails."""
     with pytest.raises(StorageError) as error:
         storage.check_writable()
     message = str(error.value)

@@ -420,6 +420,16 @@ def test_the_last_steps_train_the_decoder_alone(folders: Folders, tmp_path: Path
     )
 
 
+def test_a_run_that_trained_both_halves_to_its_end_goes_on_with_the_decoder(folders: Folders, tmp_path: Path) -> None:
+    """Its optimizer knows both: the decoder's starts cold."""
+    again = Folders(packages=folders.packages, run=tmp_path / "run")
+    shutil.copytree(folders.run, again.run)
+    trainer = vae_training.VaeTrainer(replace(RECIPE, vae=replace(RECIPE.vae, encoder_steps=2)), again, Peers())
+    trainer.restore()
+    trainer.train_step(1.0, math.inf)
+    assert (trainer.step, trainer.first_cold_step) == (3, 2)
+
+
 def test_refuses_parts_that_do_not_belong_together(folders: Folders, exported: Path, tmp_path: Path) -> None:
     """A new encoder: neither its latents nor the transformer's weights fit it; what was exported stays."""
     again = Folders(packages=folders.packages, run=tmp_path / "run")
