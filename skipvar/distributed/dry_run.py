@@ -8,11 +8,10 @@ import torch
 
 from skipvar.checks import message_of
 from skipvar.config import BudgetConfig, RunConfig
-from skipvar.distributed.opening import look_at_output, settle
-from skipvar.engine.resolved import resolve, strategy_costs
+from skipvar.distributed.opening import look_at_output, prepare, settle
+from skipvar.engine.resolved import strategy_costs
 from skipvar.local import build_local_engine
-from skipvar.shards.cache import StoredFiles
-from skipvar.shards.prompts import plan_input, read_unit
+from skipvar.shards.prompts import read_unit
 from skipvar.types import Failure, Request
 
 WARM_UP_IMAGES = 16
@@ -22,8 +21,7 @@ def estimate(config: RunConfig) -> str:
     """A few lines for a person. Raises `SkipvarError` for what the run itself would refuse at start."""
     config = settle(config)
     look_at_output(config)
-    resolved = resolve(config, StoredFiles(config.storage))
-    plan = plan_input(config, resolved.num_scales, resolved.max_image_pixels)
+    resolved, plan = prepare(config)
     costs = strategy_costs(resolved, config.sampling.aspect_ratio)
     items = list(itertools.islice(read_unit(plan.unit(0), plan.spec), WARM_UP_IMAGES))
     requests = [item for item in items if isinstance(item, Request)]

@@ -16,18 +16,15 @@ from skipvar.distributed.fleet import Fleet
 from skipvar.distributed.logs import StoredLog, log_name
 from skipvar.distributed.messages import Stopped, UnitDone
 from skipvar.distributed.metrics import Metrics
-from skipvar.distributed.opening import OpenRun, known_input, look_at_output, open_run, settle
+from skipvar.distributed.opening import OpenRun, look_at_output, open_run, settle
 from skipvar.distributed.outcome import Outcome, conclude
 from skipvar.distributed.prometheus import RunMetrics
 from skipvar.distributed.replica import EngineFactory
 from skipvar.distributed.stopping import StopSignal
-from skipvar.engine.resolved import resolve
 from skipvar.errors import EXIT_USAGE, SkipvarError, StorageError
 from skipvar.local import build_local_engine
 from skipvar.quality.audit_book import AuditBook
-from skipvar.shards.cache import StoredFiles
 from skipvar.shards.lease import Lease
-from skipvar.shards.prompts import plan_input
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +39,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
     config = settle(config)
     look_at_output(config)
     with StoredLog() as log, _library_log(log), connect(config) as cluster:
-        resolved = resolve(config, StoredFiles(config.storage), cluster.device)
-        plan = plan_input(config, resolved.num_scales, resolved.max_image_pixels, known_input(config))
-        run = open_run(config, resolved, plan, stop.sleep)
+        run = open_run(config, cluster.device, stop.sleep)
         log.attach(run.storage, log_name(run.session, "driver"))
         with _heartbeat(run.lease, stop):
             record = run.ledger.read_run() or {}
@@ -53,7 +48,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
             audits, error = _open_audits(config, run)
             if run.num_units and error is None:
                 cluster.start()
-                fleet = Fleet(cluster, partial(engine_factory, config, resolved), run.order())
+                fleet = Fleet(cluster, partial(engine_factory, config, run.resolved), run.order())
                 try:
                     driver = Driver(config, fleet, cluster.room, run, metrics, stop, audits)
                     error = _error_of(driver.run)

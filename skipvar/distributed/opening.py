@@ -13,10 +13,12 @@ from typing import Any
 
 from skipvar.config import RunConfig, to_dict
 from skipvar.distributed.environment import resolve_paths
-from skipvar.engine.resolved import Resolved
+from skipvar.engine.resolved import Resolved, resolve
+from skipvar.model.device import Device
+from skipvar.shards.cache import StoredFiles
 from skipvar.shards.lease import Lease, acquire
 from skipvar.shards.ledger import FINGERPRINT_DIGITS, Ledger, fingerprint
-from skipvar.shards.prompts import Plan, PublishedInput, find_published, publish_input
+from skipvar.shards.prompts import Plan, PublishedInput, find_published, plan_input, publish_input
 from skipvar.shards.rows import InputSpec
 from skipvar.shards.storage import Storage, open_storage, split_s3
 from skipvar.shards.writer import DatasetSpec
@@ -137,11 +139,20 @@ def fingerprint_parts(config: RunConfig, resolved: Resolved, plan: Plan) -> dict
     }
 
 
-def open_run(config: RunConfig, resolved: Resolved, plan: Plan, sleep: Callable[[float], None] = time.sleep) -> OpenRun:
-    """Take the output's lease (waiting by `sleep`), begin or resume its run, and list what is left.
+def prepare(
+    config: RunConfig, device: Device | None = None, published: PublishedInput | None = None
+) -> tuple[Resolved, Plan]:
+    """All that was `auto` or must be looked up, on that device (None: this machine's), and the input as units."""
+    resolved = resolve(config, StoredFiles(config.storage), device)
+    return resolved, plan_input(config, resolved.num_scales, resolved.max_image_pixels, published)
+
+
+def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] = time.sleep) -> OpenRun:
+    """Resolve and plan, take the output's lease (waiting by `sleep`), begin or resume its run, and list what is left.
 
     Raises `LeaseHeldError` while another run is at work there, `ConfigError` where the run there was made otherwise.
     """
+    resolved, plan = prepare(config, device, known_input(config))
     parts = fingerprint_parts(config, resolved, plan)
     output = config.output.path.replace(FINGERPRINT_FIELD, fingerprint(parts))
     storage = open_storage(output, config.storage)

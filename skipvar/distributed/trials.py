@@ -6,16 +6,15 @@ from dataclasses import dataclass, replace
 from skipvar.config import RunConfig
 from skipvar.distributed.cluster import connect
 from skipvar.distributed.generate import generate
-from skipvar.distributed.opening import FINGERPRINT_FIELD, fingerprint_parts, settle
+from skipvar.distributed.opening import FINGERPRINT_FIELD, fingerprint_parts, prepare, settle
 from skipvar.distributed.outcome import summary
 from skipvar.distributed.stopping import StopSignal
-from skipvar.engine.resolved import Resolved, resolve
+from skipvar.engine.resolved import Resolved
 from skipvar.errors import EXIT_ALL_ROWS, EXIT_STOPPED, InputError
 from skipvar.quality.calibrate import DELTA, PROMISES, check_number
 from skipvar.quality.trials import TrialTable, read_trials, what_trials_buy
-from skipvar.shards.cache import StoredFiles
 from skipvar.shards.ledger import SUCCESS_FILE, Ledger, fingerprint
-from skipvar.shards.prompts import Plan, plan_input
+from skipvar.shards.prompts import Plan
 from skipvar.shards.storage import open_storage
 from skipvar.skip.policy import TRIALS
 
@@ -69,5 +68,4 @@ def _prepare(config: RunConfig) -> tuple[Resolved, Plan]:
     if device == "auto":  # what the cluster has, which may not be what this machine has
         with connect(config) as cluster:
             device = cluster.device
-    resolved = resolve(config, StoredFiles(config.storage), device)
-    return resolved, plan_input(config, resolved.num_scales, resolved.max_image_pixels)
+    return prepare(config, device)
