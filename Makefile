@@ -27,7 +27,7 @@ run: .venv/setup ## Make a dataset with the embedded model: make run [CONF=...] 
 	$(BIN)/python -m jobs.generate $(CONF) $(ARGS)
 
 test: .venv/setup-dev ## Run the tests (fault injection in reduced number)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not faults' $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m 'not faults' $(ARGS)
 
 test-faults: .venv/setup-dev ## Run the fault injection in full (long)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -m faults $(ARGS)
