@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal
 import pyarrow as pa
 
 from skipvar.checks import is_whole, require, shown
-from skipvar.config import Auto, EngineConfig, ModelSection, NumberOrList, RunConfig, SamplingConfig, StorageConfig
+from skipvar.config import Auto, EngineConfig, ModelSection, NumberOrList, RunConfig, SamplingConfig
 from skipvar.engine.resolved import resolve
 from skipvar.errors import ConfigError, RowError
 from skipvar.local import build_local_engine
 from skipvar.model.presets import PRESETS, find_preset
 from skipvar.shards.cache import StoredFiles
-from skipvar.shards.rows import InputSpec, RowReader, per_scale
+from skipvar.shards.prompts import input_spec
+from skipvar.shards.rows import RowReader
 from skipvar.skip.policy_file import check_spec
 from skipvar.types import Failure, Image, Request, RequestKey
 
@@ -104,7 +105,7 @@ class Model:
         check_spec(policy)
         engine = self._engine_for(policy, sampling)
         num_scales = self._pipeline.schedule(DEFAULTS.aspect_ratio, size).num_scales
-        items = _requests(sampling, num_scales, prompts, own_seeds)
+        items = _requests(replace(self._config, sampling=sampling), num_scales, prompts, own_seeds)
         self._num_calls += 1
         return self._in_order(engine, items, self._num_calls)
 
@@ -147,30 +148,10 @@ class Model:
 
 
 def _requests(
-    sampling: SamplingConfig, num_scales: int, prompts: Sequence[str], seeds: Sequence[int | None]
+    config: RunConfig, num_scales: int, prompts: Sequence[str], seeds: Sequence[int | None]
 ) -> list[Request | Failure]:
     """What the job makes of a file with these rows."""
-    try:
-        cfg, tau = per_scale(sampling.cfg, "cfg", num_scales), per_scale(sampling.tau, "tau", num_scales)
-    except RowError as error:  # it holds for all prompts
-        raise ConfigError(str(error)) from error
-    reader = RowReader(
-        InputSpec(
-            files={},
-            columns=pa.schema([]),
-            storage=StorageConfig(),
-            prompt_column="prompt",
-            id_column="id",
-            seed=sampling.seed,
-            cfg=cfg,
-            tau=tau,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            aspect_ratio=sampling.aspect_ratio,
-            negative_prompt=sampling.negative_prompt,
-            images_per_prompt=1,
-        )
-    )
+    reader = RowReader(input_spec(config, num_scales, columns=pa.schema([])))
     rows = enumerate({"prompt": prompt, "seed": seed} for prompt, seed in zip(prompts, seeds, strict=True))
     return [item for position, row in rows for item in reader.read(position, row, None, f"prompts[{position}]")]
 

@@ -13,7 +13,6 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +72,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     rows = evaluate(trials, list(files.values()), requests[0], arguments.floor, costs)
     if arguments.timed:
         specs = {name: f"fixed:{name}" for name in STRATEGY_NAMES} | {one.name: name for name, one in files.items()}
-        model = build_local_engine(replace(config, policy="fixed:base")).pipeline  # loaded once for all engines
-        build = partial(build_local_engine, resolved=None, pipeline=model)
-        speeds = measure_speeds(config, specs, requests, arguments.rounds, build)
+        speeds = measure_speeds(config, specs, requests, arguments.rounds, build_local_engine)
         for row in rows:
             if row["policy"] == ORACLE:
                 continue

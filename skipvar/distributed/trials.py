@@ -58,7 +58,7 @@ def find_trials_run(config: RunConfig) -> TrialsRun:
     storage = open_storage(output, config.storage)
     if not storage.exists(SUCCESS_FILE) or len(Ledger(storage).done_units()) < plan.num_units:
         raise InputError(f"{output}: no finished trials of this configuration; jobs.calibrate makes them.")
-    trials = read_trials(open_storage(output, config.storage))
+    trials = read_trials(storage)
     return TrialsRun(exit_code=EXIT_ALL_ROWS, output=output, resolved=resolved, trials=trials)
 
 

@@ -11,15 +11,14 @@ from skipvar.engine.audit import AuditRule
 from skipvar.engine.batcher import Limits
 from skipvar.engine.engine import Engine
 from skipvar.engine.memory import plan_memory
-from skipvar.engine.resolved import DeviceReport, Resolved, resolve
+from skipvar.engine.resolved import DeviceReport, Resolved, known_schedule, resolve
 from skipvar.engine.runner import Runner
 from skipvar.engine.sampler import Sampler, SamplingRules
 from skipvar.engine.self_check import SelfCheck, make_batch_invariant
 from skipvar.engine.trials import TrialEngine, TrialRule
-from skipvar.errors import ConfigError, ModelError, RowError
+from skipvar.errors import ConfigError, ModelError
 from skipvar.model.attention import TextPadding
 from skipvar.model.pipeline import Pipeline, load_pipeline
-from skipvar.model.schedules import Schedule, find_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -90,17 +89,10 @@ def _check_same_model(pipeline: Pipeline, resolved: Resolved) -> None:
             )
 
 
-def _usual_schedule(config: RunConfig, resolved: Resolved) -> Schedule:
-    """That of the configuration's aspect ratio; where the model lacks it, rows must bring their own: any will do."""
-    try:
-        return find_schedule(resolved.model.schedules, config.sampling.aspect_ratio, resolved.size)
-    except RowError:
-        return resolved.schedules[0]
-
-
 def _self_check(config: RunConfig, resolved: Resolved, pipeline: Pipeline, batch_size: int) -> SelfCheck:
     torch.set_num_threads(1)
-    schedule = _usual_schedule(config, resolved)
+    usual = known_schedule(resolved.model, config.sampling.aspect_ratio, resolved.size)
+    schedule = usual or resolved.schedules[0]  # where rows must bring their own ratio, any will do
     found = make_batch_invariant(pipeline, schedule, batch_size)
     if not found.is_invariant:
         differing = f"this processor rounds differently in batches of another size (scales {found.differing_scales})"

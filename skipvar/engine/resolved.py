@@ -135,7 +135,8 @@ def resolve(config: RunConfig, files: Files | None = None, device: Device | None
     device = device or find_device(config.model.device)
     dtype = find_dtype(config.model.dtype, device)
     cfg, tau = (_per_scale(value, num_scales) for value in (config.sampling.cfg, config.sampling.tau))
-    grids = _grids(identity.config, config.sampling.aspect_ratio, size)
+    usual = known_schedule(identity.config, config.sampling.aspect_ratio, size)
+    grids = None if usual is None else usual.grids
     facts = ModelFacts(
         identity.config.name, num_scales, identity.weights_sha256, cfg=cfg, tau=tau, dtype=dtype, grids=grids
     )
@@ -188,10 +189,10 @@ def _audited_promise(config: RunConfig, policy: Policy) -> Promise | None:
     return Promise(floor, alpha, audit.delta or own_delta)
 
 
-def _grids(model: ModelConfig, aspect_ratio: float, size: str) -> tuple[tuple[int, int], ...] | None:
+def known_schedule(model: ModelConfig, aspect_ratio: float, size: str) -> Schedule | None:
     """The schedule of a ratio; None where the model lacks it: its rows will be error rows."""
     try:
-        return find_schedule(model.schedules, aspect_ratio, size).grids
+        return find_schedule(model.schedules, aspect_ratio, size)
     except RowError:
         return None
 

@@ -11,8 +11,11 @@ from skipvar.types import Request
 
 if TYPE_CHECKING:
     from skipvar.engine.engine import Engine
+    from skipvar.engine.resolved import Resolved
+    from skipvar.model.pipeline import Pipeline
 
-Build = Callable[[RunConfig], "Engine"]
+Build = Callable[[RunConfig, "Resolved | None", "Pipeline | None"], "Engine"]
+"""As `skipvar.local.build_local_engine`."""
 ONE, FULL = "one", "full"
 
 
@@ -31,11 +34,13 @@ def measure_speeds(
 ) -> dict[str, Speed]:
     """By the names of `policies` (name to what `config.policy` takes). All are timed in every round, one after the
     other, so that a busy moment of the machine strikes them alike; what is set up once is not timed."""
+    model: Pipeline | None = None  # loaded by the first engine, for all
     single = replace(config, engine=replace(config.engine, batch_size=1))
     engines: dict[tuple[str, str], Any] = {}
     for name, policy in policies.items():
         for kind, base in ((ONE, single), (FULL, config)):
-            engines[name, kind] = build(replace(base, policy=policy))
+            engines[name, kind] = build(replace(base, policy=policy), None, model)
+            model = engines[name, kind].pipeline
             _run(engines[name, kind], requests[:1])
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in engines}
     for _ in range(num_rounds):

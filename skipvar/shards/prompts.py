@@ -96,7 +96,7 @@ def plan_input(
     inputs = Inputs(config.storage)
     files = look_at_all(inputs, config)
     columns = unify(files)
-    spec = _spec(config, num_scales, columns)
+    spec = input_spec(config, num_scales, columns)
     planned, parts, unpublished = _read_through(inputs, config.input.limit, files, spec, published)
     num_rows = sum(item.num_rows for item in planned)
     if num_rows == 0:
@@ -308,7 +308,8 @@ def _sha256(inputs: Inputs, uri: str) -> str:
             raise InputError(f"{uri} cannot be read: {error.strerror or error}.") from error
 
 
-def _spec(config: RunConfig, num_scales: int, columns: pa.Schema) -> InputSpec:
+def input_spec(config: RunConfig, num_scales: int, columns: pa.Schema) -> InputSpec:
+    """How rows are read, before any file is known. `ConfigError` for a cfg or tau that does not fit the scales."""
     sampling = config.sampling
     try:
         cfg, tau = per_scale(sampling.cfg, "cfg", num_scales), per_scale(sampling.tau, "tau", num_scales)

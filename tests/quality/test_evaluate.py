@@ -11,7 +11,9 @@ import pytest
 from skipvar.cli.evaluate import main, spread_requests
 from skipvar.config import InputConfig, ModelSection, RunConfig
 from skipvar.engine.engine import Engine
+from skipvar.engine.resolved import Resolved
 from skipvar.local import build_local_engine
+from skipvar.model.pipeline import Pipeline
 from skipvar.quality.evaluate import best_value, cheapest, evaluate, image_rows, markdown
 from skipvar.quality.pareto import draw
 from skipvar.quality.speed import measure_speeds
@@ -97,9 +99,10 @@ def test_the_clock_runs_every_policy_alone_and_in_full_batches(
 ) -> None:
     built = []
 
-    def build(config: RunConfig) -> Engine:
+    def build(config: RunConfig, resolved: Resolved | None, pipeline: Pipeline | None) -> Engine:
+        assert (pipeline is None) == (not built), "the model is loaded once"
         built.append((config.policy, config.engine.batch_size))
-        return build_local_engine(config)
+        return build_local_engine(config, resolved, pipeline)
 
     requests = [make_request(position) for position in range(2)]
     specs = {"base": "fixed:base", "skip_3": "fixed:skip_3"}
