@@ -59,7 +59,7 @@ def build_engine(
     limits = Limits(largest, plan.suffix_images, plan.pool_images, config.engine.max_age)
     report = DeviceReport(
         processor=torch.cuda.get_device_name() if pipeline.device.type == "cuda" else _cpu_name(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),  # it is a `TorchVersion`: who unpickles one imports torch
         batch_size={"prefix": limits.prefix_images, **limits.suffix_images},
         pool_images=limits.pool_images,
         self_check=None if found is None else asdict(found),

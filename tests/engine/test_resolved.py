@@ -4,12 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from skipvar.config import EngineConfig, ModelSection, RunConfig, SamplingConfig
+from skipvar.distributed.messages import Started, pack
 from skipvar.engine.build import build_engine
 from skipvar.engine.memory import batch_sizes
 from skipvar.engine.resolved import resolve, strategy_costs
@@ -45,6 +47,17 @@ print(sorted({"torch", "ray"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_a_replica_tells_of_its_device_brings_no_torch_to_the_driver(run_config: Callable[..., RunConfig]) -> None:
+    packed = pack([Started(report=build_engine(run_config()).report, wanted_requests=1)])
+    code = (
+        "import sys\n"
+        "from skipvar.distributed.messages import unpack\n"
+        "[started] = unpack(sys.stdin.buffer.read())\n"
+        "assert 'torch' not in sys.modules and started.report.torch"
+    )
+    subprocess.run([sys.executable, "-c", code], input=packed, check=True)
 
 
 def test_infinity_by_its_preset() -> None:
