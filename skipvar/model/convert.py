@@ -11,7 +11,7 @@ from skipvar.model import checkpoint
 from skipvar.model.config import ModelConfig
 from skipvar.model.identity import sha256_of, write_config
 from skipvar.model.look import look_at_text_encoder
-from skipvar.model.text_encoder import TextEncoder
+from skipvar.model.text_encoder import T5TextEncoder
 from skipvar.model.transformer import Transformer
 from skipvar.model.vae import Decoder
 
@@ -29,7 +29,7 @@ def convert_checkpoint(
     device = torch.device("cpu")
     look_at_text_encoder(text_encoder, config)
     max_tokens = config.transformer.text_max_tokens
-    encoder = TextEncoder.load(text_encoder, max_tokens=max_tokens, dtype=dtype, device=device)
+    encoder = T5TextEncoder.load(text_encoder, max_tokens=max_tokens, dtype=dtype, device=device)
     out.mkdir(parents=True, exist_ok=True)
     for name, state in states.items():
         save_file(state, out / f"{name}.safetensors")

@@ -24,7 +24,7 @@ from skipvar.model.identity import (
 from skipvar.model.presets import PRESETS
 from skipvar.model.rope import rope_table
 from skipvar.model.schedules import Schedule, find_schedule
-from skipvar.model.text_encoder import TextEncoder
+from skipvar.model.text_encoder import RandomTextEncoder, T5TextEncoder, TextEncoder
 from skipvar.model.transformer import Transformer
 from skipvar.model.vae import Decoder
 
@@ -139,30 +139,29 @@ def _random_pipeline(section: ModelSection, dtype: torch.dtype, device: torch.de
         torch.manual_seed(seed)
         decoder = Decoder(config.vae)
     hashes = dict.fromkeys(NETWORKS, section.path)
-    return _assemble(config, transformer, decoder, seed, hashes, dtype, device)
+    sizes = config.transformer
+    text = RandomTextEncoder(text_width=sizes.text_width, max_tokens=sizes.text_max_tokens, seed=seed, device=device)
+    return _assemble(config, transformer, decoder, text, hashes, dtype, device)
 
 
 def _assemble(
     config: ModelConfig,
     transformer: Transformer,
     decoder: Decoder,
-    text: Path | int,
+    text: Path | TextEncoder,
     hashes: dict[str, str],
     dtype: torch.dtype,
     device: torch.device,
 ) -> Pipeline:
-    """Casts and moves the networks; `text` is the encoder's folder, or the seed of a random one."""
-    max_tokens = config.transformer.text_max_tokens
-    if isinstance(text, int):
-        width = config.transformer.text_width
-        text_encoder = TextEncoder.random(text_width=width, max_tokens=max_tokens, seed=text, device=device)
-    else:
-        text_encoder = TextEncoder.load(text, max_tokens=max_tokens, dtype=dtype, device=device)
+    """Casts and moves the networks; `text` is a T5 encoder's folder, or another encoder that is ready."""
+    if isinstance(text, Path):
+        max_tokens = config.transformer.text_max_tokens
+        text = T5TextEncoder.load(text, max_tokens=max_tokens, dtype=dtype, device=device)
     return Pipeline(
         config=config,
         transformer=transformer.to_dtype(dtype).to(device).eval().requires_grad_(False),
         decoder=decoder.to(device=device, dtype=dtype).eval().requires_grad_(False),
-        text_encoder=text_encoder,
+        text_encoder=text,
         dtype=dtype,
         device=device,
         weights_sha256=hashes,

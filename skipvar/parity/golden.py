@@ -27,7 +27,6 @@ from skipvar.model.config import ModelConfig, TransformerConfig, VaeConfig
 from skipvar.model.linear import set_row_padding
 from skipvar.model.pipeline import Pipeline
 from skipvar.model.schedules import INFINITY_SCHEDULES
-from skipvar.model.text_encoder import TextEncoder
 from skipvar.model.transformer import Transformer
 from skipvar.model.vae import Decoder
 from skipvar.skip.features import DecodedProbe
@@ -158,7 +157,7 @@ def _per_scale(value: float | Sequence[float], num_scales: int) -> tuple[float, 
     return tuple(float(number) for number in values)
 
 
-class StoredFeatures(TextEncoder):
+class StoredFeatures:
     """Stands in for the text encoder: a prompt is the index of features that the folder stores."""
 
     def __init__(self, features: Mapping[str, Tensor]) -> None:

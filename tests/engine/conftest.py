@@ -17,7 +17,7 @@ from skipvar.engine.self_check import make_batch_invariant
 from skipvar.model.attention import TextPadding
 from skipvar.model.pipeline import Pipeline
 from skipvar.model.presets import EMOJI
-from skipvar.model.text_encoder import TextEncoder
+from skipvar.model.text_encoder import RandomTextEncoder
 from skipvar.model.transformer import Transformer
 from skipvar.model.vae import Decoder
 from skipvar.skip.policy_file import ModelFacts, load_policy
@@ -39,7 +39,7 @@ def small_pipeline() -> Pipeline:
         config=replace(EMOJI, transformer=sizes),
         transformer=transformer.eval().requires_grad_(False),
         decoder=decoder.eval().requires_grad_(False),
-        text_encoder=TextEncoder.random(text_width=sizes.text_width, max_tokens=64, seed=0, device=device),
+        text_encoder=RandomTextEncoder(text_width=sizes.text_width, max_tokens=64, seed=0, device=device),
         dtype=torch.float32,
         device=device,
         weights_sha256={},

@@ -12,7 +12,7 @@ import torch
 
 from skipvar.engine.engine import Engine
 from skipvar.errors import ModelError
-from skipvar.model.text_encoder import TextEncoder
+from skipvar.model.text_encoder import RandomTextEncoder
 from skipvar.types import Failure, Image, Request
 
 MakeRequest = Callable[..., Request]
@@ -148,7 +148,7 @@ def test_memory_is_given_back_after_the_tensors_are_let_go(
             raise torch.OutOfMemoryError("injected")
         return original(engine.pipeline.text_encoder, requests[0].prompt)
 
-    original = TextEncoder.encode
+    original = RandomTextEncoder.encode
     monkeypatch.setattr(engine.pipeline.text_encoder, "encode", encode)
     found: list[bool] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: found.append(held[0]() is None))

@@ -17,7 +17,7 @@ from skipvar.engine.twin import generate_one
 from skipvar.errors import InputError
 from skipvar.model.bsq import next_input, quantize, running_sums
 from skipvar.model.pipeline import Pipeline, load_folder
-from skipvar.model.text_encoder import TextEncoder
+from skipvar.model.text_encoder import T5TextEncoder
 from skipvar.skip.strategy import Mode
 from skipvar.training import transformer as transformer_training
 from skipvar.training import vae as vae_training
@@ -152,7 +152,7 @@ def test_teacher_forcing_gives_the_logits_of_generation(folders: Folders, make_r
         config=MODEL,
         transformer=model.transformer.requires_grad_(False),
         decoder=load_autoencoder(folders).decoder,
-        text_encoder=TextEncoder(build_tokenizer(), model.text_encoder, max_tokens=64),
+        text_encoder=T5TextEncoder(build_tokenizer(), model.text_encoder, max_tokens=64),
         dtype=torch.float32,
         device=torch.device("cpu"),
         weights_sha256={},
