@@ -1,5 +1,6 @@
 """The nouns that every part shares: Request, Image, Failure, Unit, UnitReport. Plain values; neither torch nor ray."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -185,6 +186,12 @@ class Unit:
     """Make these requests alone (`retry_errors`); None: all."""
     retry: int = 0
     """0: the unit itself. R > 0: its R-th retry, published beside it as `data/unit-N.retry-R.parquet`."""
+
+    def keys(self, images_per_prompt: int) -> list[RequestKey]:
+        """The requests that the unit must account for, in order."""
+        positions = range(self.first_position, self.first_position + self.num_rows)
+        keys = itertools.product(positions, range(images_per_prompt))
+        return [key for key in keys if self.only is None or key in self.only]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

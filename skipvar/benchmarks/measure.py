@@ -139,9 +139,9 @@ def _plan(path: str) -> dict[str, Any]:
     started = time.perf_counter()
     plan = plan_input(RunConfig(input=InputConfig(path=path)), num_scales=13)
     units = sum(plan.unit(index).num_rows for index in range(plan.num_units))
-    assert units == plan.num_rows
+    assert units == plan.identity.num_rows
     return {
-        "rows": plan.num_rows,
+        "rows": plan.identity.num_rows,
         "units": plan.num_units,
         "seconds": round(time.perf_counter() - started, 2),
         "peak_bytes": _peak_bytes(),

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from skipvar.distributed.isolation import Suspect, request_keys
+from skipvar.distributed.isolation import Suspect
 from skipvar.distributed.messages import Assignment
 from skipvar.errors import StoppedError
 from skipvar.types import Unit
@@ -118,7 +118,7 @@ class Dispatcher:
             elif assignment.attempt < self._max_attempts:
                 self._again.append(replace(assignment, attempt=assignment.attempt + 1))
             else:
-                keys = request_keys(assignment.unit, self._images_per_prompt)
+                keys = assignment.unit.keys(self._images_per_prompt)
                 self._suspects.append(Suspect(assignment.unit, keys, num_deaths=assignment.attempt))
 
     def _explain_deaths_of(self, unit: int) -> None:

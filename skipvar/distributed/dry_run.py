@@ -27,7 +27,7 @@ def estimate(config: RunConfig) -> str:
     requests = [item for item in items if isinstance(item, Request)]
     failures = [item for item in items if isinstance(item, Failure)]
     head = [
-        f"prompts: {plan.num_rows}, images: {plan.num_requests}, units: {plan.num_units}",
+        f"prompts: {plan.identity.num_rows}, images: {plan.identity.num_requests}, units: {plan.num_units}",
         f"policy: {resolved.policy.name}",
     ]
     if failures:
@@ -49,9 +49,9 @@ def estimate(config: RunConfig) -> str:
         "token-forwards an image (share of base):",
         *(f"  {name:9} {cost:>9,} ({cost / costs['base']:.0%})" for name, cost in costs.items()),
         f"one replica: {1 / seconds:.2f} images/s, measured on {len(requests)} images",
-        f"estimated time with {num_replicas} replicas: {_hours(plan.num_requests * seconds / num_replicas)}",
+        f"estimated time with {num_replicas} replicas: {_hours(plan.identity.num_requests * seconds / num_replicas)}",
     ]
-    lines += cost_lines(config.budget, plan.num_requests, seconds)
+    lines += cost_lines(config.budget, plan.identity.num_requests, seconds)
     return "\n".join(lines)
 
 

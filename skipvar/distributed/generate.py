@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -42,8 +42,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
         run = open_run(config, cluster.device, stop.sleep)
         log.attach(run.storage, log_name(run.session, "driver"))
         with _heartbeat(run.lease, stop):
-            record = run.ledger.read_run() or {}
-            metrics = _metrics(config, run, record)
+            metrics = _metrics(config, run)
             statistics: list[dict[str, Any]] = []
             audits, error = _open_audits(config, run)
             if run.num_units and error is None:
@@ -61,7 +60,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
             if isinstance(error, StorageError):  # it had its retries; what is said at the end gets a few seconds
                 run = run.with_retry_seconds(LAST_RETRY_SECONDS)
                 log.attach(run.storage, log_name(run.session, "driver"))
-            outcome = conclude(run, metrics, statistics, error, audits, before=_counts(record).get("engine"))
+            outcome = conclude(run, metrics, statistics, error, audits, before=run.record.counts.get("engine"))
             if error is not None and error.exit_code == EXIT_USAGE and not metrics.num_units:
                 log.discard()
                 run.withdraw()  # a mistake that only a replica could find: as if found before any work
@@ -69,15 +68,10 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
             return outcome
 
 
-def _counts(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the run's last session that ended in order told."""
-    return record.get("counts") or {}
-
-
-def _metrics(config: RunConfig, run: OpenRun, record: Mapping[str, Any]) -> Metrics:
-    usd_before = (_counts(record).get("cost") or {}).get("usd") or 0.0
-    num_before = run.plan.num_requests - run.num_requests
-    return Metrics(run.plan.num_requests, num_before, Cost(config.budget, usd_before), RunMetrics())
+def _metrics(config: RunConfig, run: OpenRun) -> Metrics:
+    usd_before = run.record.part("counts", "cost").get("usd") or 0.0
+    num_requests = run.plan.identity.num_requests
+    return Metrics(num_requests, num_requests - run.num_requests, Cost(config.budget, usd_before), RunMetrics())
 
 
 def _error_of(work: Callable[[], None]) -> SkipvarError | None:

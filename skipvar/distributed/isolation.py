@@ -71,10 +71,3 @@ class Suspect:
         self.groups.popleft()
         self.num_false_alarms += not self.groups
         self.num_deaths_in_a_row = 0
-
-
-def request_keys(unit: Unit, images_per_prompt: int) -> list[RequestKey]:
-    if unit.only is not None:
-        return sorted(unit.only)
-    positions = range(unit.first_position, unit.first_position + unit.num_rows)
-    return [(position, image_index) for position in positions for image_index in range(images_per_prompt)]

@@ -17,8 +17,9 @@ from skipvar.engine.resolved import Resolved, resolve
 from skipvar.model.device import Device
 from skipvar.shards.cache import StoredFiles
 from skipvar.shards.lease import Lease, acquire
-from skipvar.shards.ledger import FINGERPRINT_DIGITS, Ledger, fingerprint
+from skipvar.shards.ledger import Ledger
 from skipvar.shards.prompts import Plan, PublishedInput, find_published, plan_input, publish_input
+from skipvar.shards.record import FINGERPRINT_DIGITS, RunRecord, fingerprint
 from skipvar.shards.rows import InputSpec
 from skipvar.shards.storage import Storage, open_storage, split_s3
 from skipvar.shards.writer import DatasetSpec
@@ -64,6 +65,8 @@ class OpenRun:
     num_requests: int
     """Requests of those units."""
     resolved: Resolved
+    record: RunRecord
+    """As it was when the run was opened: a resumed one's tells of earlier sessions."""
     is_resumed: bool
     session: str
     """When this process began to work on the run, UTC: names its logs."""
@@ -71,7 +74,7 @@ class OpenRun:
     @property
     def unit_requests(self) -> int:
         """Requests of a full unit."""
-        return self.plan.prompts_per_unit * self.plan.images_per_prompt
+        return self.plan.identity.unit_requests
 
     def order(self) -> WorkOrder:
         return WorkOrder(
@@ -124,7 +127,7 @@ def known_input(config: RunConfig) -> PublishedInput | None:
         return None
     storage = open_storage(config.output.path, config.storage)
     record = Ledger(storage).read_run()
-    return None if record is None else find_published(storage, record)
+    return None if record is None else find_published(storage, record.input.files)
 
 
 def fingerprint_parts(config: RunConfig, resolved: Resolved, plan: Plan) -> dict[str, Any]:
@@ -134,7 +137,7 @@ def fingerprint_parts(config: RunConfig, resolved: Resolved, plan: Plan) -> dict
         "sampling": dataclasses.asdict(config.sampling) | {"size": resolved.size},
         "output": {"image_format": config.output.image_format, "unit_rows": config.output.unit_rows},
         "columns": {"prompt": config.input.prompt_column, "id": config.input.id_column, "limit": config.input.limit},
-        "input": plan.identity,
+        "input": dataclasses.asdict(plan.identity),
         **({"audit": {"fraction": config.audit.fraction}} if config.audit.fraction else {}),  # a row tells its SSIM
     }
 
@@ -160,13 +163,17 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
     lease = acquire(storage, config.storage.lease_stale_seconds, sleep)
     try:
         ledger = Ledger(storage)
-        run = ledger.open_run(parts, to_dict(config), _versions(), plan.identity, resolved.to_dict())
+        record, is_resumed = ledger.open_run(
+            RunRecord.new(
+                parts, plan.identity, resolved=resolved.to_dict(), config=to_dict(config), versions=_versions()
+            )
+        )
         plan = publish_input(plan, storage)
         units, num_units, num_requests = _units_left(ledger, plan, retry_errors=config.retry_errors)
     except BaseException:
         lease.release()
         raise
-    logger.info("%s run %s in %s: %d of %d units to do", "Resuming" if run.is_resumed else "New", run.fingerprint,
+    logger.info("%s run %s in %s: %d of %d units to do", "Resuming" if is_resumed else "New", record.fingerprint,
                 storage.uri, num_units, plan.num_units)  # fmt: skip
     return OpenRun(
         storage=storage,
@@ -174,13 +181,14 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
         lease=lease,
         plan=plan,
         dataset=DatasetSpec.of(
-            config, plan.columns, output=storage.uri, fingerprint=run.fingerprint, policy=resolved.policy.name
+            config, plan.columns, output=storage.uri, fingerprint=record.fingerprint, policy=resolved.policy.name
         ),
         units=units,
         num_units=num_units,
         num_requests=num_requests,
         resolved=resolved,
-        is_resumed=run.is_resumed,
+        record=record,
+        is_resumed=is_resumed,
         session=datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
     )
 
@@ -195,10 +203,10 @@ def _units_left(ledger: Ledger, plan: Plan, *, retry_errors: bool) -> tuple[Iter
         if index < len(is_done):
             is_done[index] = 1
     num_left = is_done.count(0)
-    per_unit = plan.prompts_per_unit * plan.images_per_prompt
+    per_unit = plan.identity.unit_requests
     num_requests = num_left * per_unit
     if num_left and not is_done[-1]:  # the last unit may be shorter
-        num_requests -= plan.num_units * per_unit - plan.num_requests
+        num_requests -= plan.num_units * per_unit - plan.identity.num_requests
     return (plan.unit(index) for index, done in enumerate(is_done) if not done), num_left, num_requests
 
 

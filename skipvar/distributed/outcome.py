@@ -16,7 +16,7 @@ from skipvar.quality.audit_book import AuditBook
 from skipvar.report.gather import RunFacts
 from skipvar.report.page import REPORT, write_report
 from skipvar.report.sheet import write_sheet
-from skipvar.shards.ledger import State
+from skipvar.shards.record import State
 from skipvar.shards.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def _session_counts(
     """What is known without looking at the output."""
     engines = statistics if before is None else [before, *statistics]
     return {
-        "requests": run.plan.num_requests,
+        "requests": run.plan.identity.num_requests,
         "session_images": metrics.num_images,
         "session_errors": metrics.num_failures,
         "session_seconds": round(metrics.seconds, 1),

@@ -13,8 +13,9 @@ from skipvar.engine.resolved import Resolved
 from skipvar.errors import EXIT_ALL_ROWS, EXIT_STOPPED, InputError
 from skipvar.quality.calibrate import DELTA, PROMISES, check_number
 from skipvar.quality.trials import TrialTable, read_trials, what_trials_buy
-from skipvar.shards.ledger import SUCCESS_FILE, Ledger, fingerprint
+from skipvar.shards.ledger import SUCCESS_FILE, Ledger
 from skipvar.shards.prompts import Plan
+from skipvar.shards.record import fingerprint
 from skipvar.shards.storage import open_storage
 from skipvar.skip.policy import TRIALS
 
@@ -35,8 +36,8 @@ def make_trials_run(config: RunConfig, show: Callable[[str], None], *, is_for_fi
     config = settle(replace(config, policy=TRIALS))
     if is_for_fitting:
         _, plan = _prepare(config)
-        check_number(plan.num_requests)
-        show(what_trials_buy(plan.num_rows, min(alpha for _, alpha in PROMISES), DELTA))
+        check_number(plan.identity.num_requests)
+        show(what_trials_buy(plan.identity.num_rows, min(alpha for _, alpha in PROMISES), DELTA))
     stop = StopSignal()
     with stop.listening():
         outcome = generate(config, stop)

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ from skipvar.quality.audit import AuditResult, summarize
 from skipvar.report.points import POINT_COLUMNS, Point, read_points
 from skipvar.shards.ledger import RUN_FILE, Ledger
 from skipvar.shards.pairs import AuditPair, pairs_name, read_pairs, small, worst
+from skipvar.shards.record import RunRecord
 from skipvar.shards.storage import Storage
 from skipvar.shards.unitfile import DATA, ERRORS, UnitFooter, parse_data_name, parse_error_name, readable
 
@@ -100,8 +101,7 @@ class RunFacts:
     each) and a few numbers a unit."""
 
     uri: str
-    record: Mapping[str, Any]
-    """`_run.json`."""
+    record: RunRecord
     num_images: int = 0
     strategies: Counter[str] = field(default_factory=Counter)
     cost_shares: Counter[str] = field(default_factory=Counter)
@@ -123,21 +123,16 @@ class RunFacts:
     """The audited images least like `base`, the worst first."""
 
     @property
-    def counts(self) -> Mapping[str, Any]:
-        """What the driver said last of the run."""
-        return self.record.get("counts") or {}
-
-    @property
     def promise(self) -> Mapping[str, Any] | None:
         """What audits watch over: `floor`, `alpha`, `delta`."""
-        said = (self.counts.get("audit_state") or {}).get("promise")
-        return said or (self.record.get("resolved") or {}).get("promise")
+        said = self.record.part("counts", "audit_state", "promise")
+        return said or self.record.part("resolved", "promise") or None
 
     @cached_property
     def audit(self) -> AuditResult:
         """Of the audited images; its floor is the promise's, else the configuration's `audit.min_ssim`."""
-        config = (self.record.get("config") or {}).get("audit") or {}
-        return summarize(self.scores, (self.promise or {}).get("floor", config.get("min_ssim")))
+        asked = self.record.part("config", "audit").get("min_ssim")
+        return summarize(self.scores, (self.promise or {}).get("floor", asked))
 
     @property
     def saved(self) -> float:
@@ -164,7 +159,7 @@ def gather(storage: Storage, ending: Mapping[str, Any] | None = None) -> RunFact
     record = ledger.read_run()
     if record is None:
         raise StorageError(f"{storage.uri} holds no run ({RUN_FILE} is missing); give the output of one.")
-    facts = RunFacts(uri=storage.uri, record={**record, **(ending or {})})
+    facts = RunFacts(uri=storage.uri, record=replace(record, **(ending or {})))
     names = [entry.name for entry in storage.list(DATA) if parse_data_name(entry.name)]
     points_each = max(1, math.ceil(MAX_POINTS / max(1, len(names))))
     scores, lowest = [facts.scores], list[tuple[float, str]]()

@@ -60,11 +60,11 @@ def render(facts: RunFacts) -> str:
     )
     assert environment.loader is not None
     script, style = (environment.loader.get_source(environment, f"report.{kind}")[0] for kind in ("js", "css"))
-    styles = _styles(facts.strategy_names)
+    record, styles = facts.record, _styles(facts.strategy_names)
     return environment.get_template("report.html").render(
         facts=facts,
-        model=_part(facts, "config", "model").get("name", "?"),
-        state=str(facts.record.get("state", "running")).replace("_", " "),
+        model=record.part("config", "model").get("name", "?"),
+        state=record.state.replace("_", " "),
         verdict=_verdict(facts),
         alarm=_alarm(facts),
         tiles=_tiles(facts),
@@ -74,21 +74,13 @@ def render(facts: RunFacts) -> str:
         scatter=scatter(facts.points, styles),
         histogram=histogram(facts.scores, facts.audit.floor),
         throughput=throughput(facts.stretches),
-        fills=_fills(facts.counts.get("engine") or {}),
-        settings=_flat(facts.record.get("config") or {}),
-        identity=_flat({name: facts.record.get(name) for name in ("fingerprint", "parts", "versions", "created_at")}),
+        fills=_fills(record.part("counts", "engine")),
+        settings=_flat(record.config),
+        identity=_flat({name: getattr(record, name) for name in ("fingerprint", "parts", "versions", "created_at")}),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=Markup(style),
     )  # fmt: skip
-
-
-def _part(facts: RunFacts, *names: str) -> Mapping[str, Any]:
-    """A mapping within the record; empty where it is lacking."""
-    value: Any = facts.record
-    for name in names:
-        value = (value or {}).get(name)
-    return value or {}
 
 
 def _styles(names: Sequence[str]) -> dict[str, str]:
@@ -99,10 +91,7 @@ def _styles(names: Sequence[str]) -> dict[str, str]:
 
 def _verdict(facts: RunFacts) -> str:
     """The run in a sentence or two."""
-    asked = facts.counts.get("requests") or (_part(facts, "input").get("num_rows") or 0) * (
-        _part(facts, "input").get("images_per_prompt") or 1
-    )
-    errors, made = facts.errors.total(), facts.num_images
+    asked, errors, made = facts.record.input.num_requests, facts.errors.total(), facts.num_images
     if made and made == asked:
         said = "Every image that was asked for is here"
     elif made + errors == asked:
@@ -123,7 +112,7 @@ def _verdict(facts: RunFacts) -> str:
 
 
 def _alarm(facts: RunFacts) -> str | None:
-    state = facts.counts.get("audit_state") or {}
+    state = facts.record.part("counts", "audit_state")
     if not state.get("alarm"):
         return None
     return AuditAlarm(**state["alarm"]).text(Promise(**state["promise"])) + f", at {state['alarm']['raised_at']}."
@@ -157,7 +146,7 @@ def _tiles(facts: RunFacts) -> list[Tile]:
 
 def _cost(facts: RunFacts) -> Tile:
     """In money, where a replica has a price; else in devices' time."""
-    usd = (facts.counts.get("cost") or {}).get("usd")
+    usd = facts.record.part("counts", "cost").get("usd")
     if usd is not None:
         each = f"${usd / facts.num_images:.2g} per image" if facts.num_images else ""
         return Tile(f"${usd:,.2f}", "cost", each)

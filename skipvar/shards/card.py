@@ -1,12 +1,12 @@
 """The dataset card: what opens the dataset by name, and what a reader of it needs to know."""
 
-from collections.abc import Mapping
 from typing import Any
 
+from skipvar.shards.record import RunRecord
 
-def dataset_card(record: Mapping[str, Any]) -> str:
+
+def dataset_card(record: RunRecord) -> str:
     """The card's Markdown, with the header by which `datasets.load_dataset(<output>)` finds the data files."""
-    counts = record.get("counts", {})
     lines = [
         "---",
         "configs:",
@@ -33,11 +33,11 @@ def dataset_card(record: Mapping[str, Any]) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| fingerprint | `{record['fingerprint']}` |",
-        f"| input rows | {record['input'].get('num_rows', '?')} |",
+        f"| fingerprint | `{record.fingerprint}` |",
+        f"| input rows | {record.input.num_rows} |",
         *(
             f"| {_cell(name)} | {_cell(value)} |"
-            for name, value in counts.items()
+            for name, value in record.counts.items()
             if not isinstance(value, dict | list)
         ),
     ]

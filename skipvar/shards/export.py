@@ -3,7 +3,6 @@
 import io
 import json
 import tarfile
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from skipvar.shards.encode import decode_image, encode_image
 from skipvar.shards.ledger import SUCCESS_FILE, Ledger
 from skipvar.shards.schema import own_names
 from skipvar.shards.storage import Storage, explain_os_error, join
-from skipvar.shards.unitfile import DATA, data_name, parse_data_name, read_columns
+from skipvar.shards.unitfile import data_name, list_units, read_columns
 
 MAX_SHARD_BYTES = 1_000_000_000
 MAX_SHARD_IMAGES = 10_000
@@ -34,9 +33,8 @@ def export(storage: Storage, form: str, destination: Path) -> int:
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ConfigError(f"{destination} exists and is not an empty folder; give another destination.")
     temporary = destination.with_name(f".{destination.name}.partial")
-    plan = record["input"]
-    units = _find_units(storage, -(-plan["num_rows"] // plan["prompts_per_unit"]))
-    names = {stored: own for own, stored in own_names(list(record["input"]["columns"])).items()}
+    units = _find_units(storage, record.input.num_units)
+    names = {stored: own for own, stored in own_names(list(record.input.columns)).items()}
     try:
         temporary.mkdir(parents=True)
         num_images = FORMS[form](_rows(storage, units), names, temporary)
@@ -97,11 +95,8 @@ FORMS: dict[str, Callable[[Iterable[Row], dict[str, str], Path], int]] = {
 
 def _find_units(storage: Storage, num_units: int) -> dict[int, list[int]]:
     """The files of each unit, by the numbers of their retries (0: the unit itself). All units must be there."""
-    retries: dict[int, list[int]] = defaultdict(list)
-    for entry in storage.list(DATA):
-        if parsed := parse_data_name(entry.name):
-            retries[parsed[0]].append(parsed[1])
-    num_missing = num_units - sum(0 in found for unit, found in retries.items() if unit < num_units)
+    retries, _ = list_units(storage, num_units)
+    num_missing = num_units - sum(0 in found for found in retries.values())
     if num_missing:
         raise ConfigError(
             f"{storage.uri} is not whole: {num_missing} of {num_units} units are missing; "

@@ -1,14 +1,12 @@
 """What an output tells of its run: what it is (`_run.json`), which units are done, what failed, how it ended."""
 
-import hashlib
 import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,7 +14,7 @@ from skipvar.errors import ConfigError, NotFoundError, StorageError
 from skipvar.shards.card import dataset_card
 from skipvar.shards.parts import INPUT
 from skipvar.shards.prompts import Plan
-from skipvar.shards.schema import SCHEMA_VERSION
+from skipvar.shards.record import RunRecord, State, json_file, now
 from skipvar.shards.storage import Storage
 from skipvar.shards.unitfile import (
     DATA,
@@ -36,23 +34,7 @@ RUN_FILE = "_run.json"
 SUCCESS_FILE = "_SUCCESS"
 CARD_FILE = "README.md"
 LOG = "_log/"
-FINGERPRINT_DIGITS = 16
-MAX_UNITS = 2 * 10**7
-"""Units of a run, at most: a record that tells of more is damaged."""
 _FOOTER_THREADS = 16
-
-State = Literal["running", "finished", "finished_with_errors", "stopped"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """An output that was opened for work."""
-
-    fingerprint: str
-    is_resumed: bool
-    """The output held this run already."""
-    record: dict[str, Any]
-    """What `_run.json` holds."""
 
 
 @dataclass(frozen=True)
@@ -65,69 +47,46 @@ class FailedUnit:
     next_retry: int
 
 
-def fingerprint(parts: Mapping[str, Any]) -> str:
-    """The hash of all that changes pixels or rows: 16 hex digits of SHA-256 over canonical JSON."""
-    text = json.dumps({**parts, "schema_version": SCHEMA_VERSION}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
-
-
 class Ledger:
     """The books of one output. Every trouble with the storage is a `StorageError`."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
-    def read_run(self) -> dict[str, Any] | None:
+    def read_run(self) -> RunRecord | None:
         """The record of the run in this output; None if there is none. Its `resolved` values hold for a resumed run."""
         try:
-            record = json.loads(self._storage.read(RUN_FILE))
+            record = RunRecord.from_json(self._storage.read(RUN_FILE))
         except NotFoundError:
             return None
         except (ValueError, RecursionError) as error:
             raise StorageError(f"{self._storage.uri}/{RUN_FILE} is not valid JSON; give another output.") from error
-        if not _is_record(record):
+        if record is None:
             raise StorageError(f"{self._storage.uri}/{RUN_FILE} is not the record of a run; give another output.")
         return record
 
-    def open_run(
-        self,
-        parts: Mapping[str, Any],
-        config: Mapping[str, Any],
-        versions: Mapping[str, Any],
-        identity: Mapping[str, Any],
-        resolved: Mapping[str, Any],
-    ) -> Run:
-        """Begin a run in this output, or go on with the one that is there.
+    def open_run(self, record: RunRecord) -> tuple[RunRecord, bool]:
+        """Begin a run in this output, or go on with the one that is there: its record, and whether it was there.
 
-        `parts` is all that changes pixels or rows, and makes the fingerprint; `identity` is the plan's. A `ConfigError`
-        lists what differs from the run that is there and says what to do.
+        A `ConfigError` lists what differs from the run that is there and says what to do.
         """
         self._storage.check_writable()
-        record = {
-            "fingerprint": fingerprint(parts),
-            "state": "running",
-            "schema_version": SCHEMA_VERSION,
-            "parts": _plain(parts),
-            "input": _plain(identity),
-            "resolved": _plain(resolved),
-            "config": _plain(config),
-            "versions": _plain(versions),
-            "created_at": _now(),
-        }
         present = self.read_run()
         if present is None:
             self._refuse_foreign_data()
-            if self._storage.put_if_absent(RUN_FILE, _json(record)):
-                return Run(record["fingerprint"], False, record)
+            if self._storage.put_if_absent(RUN_FILE, record.to_json()):
+                return record, False
             present = self.read_run()  # another run began at the same moment
         assert present is not None
         self._refuse_differences(present, record)
-        began, now = (str((each.get("versions") or {}).get("torch")) for each in (present, record))
-        if began != now:
-            logger.warning("this run began with torch %s and goes on with %s: pixels may round otherwise", began, now)
-        present = {**present, "state": "running", "resumed_at": _now(), "ended_at": None}
-        self._storage.replace(RUN_FILE, _json(present))
-        return Run(record["fingerprint"], True, present)
+        began, goes_on = present.versions.get("torch"), record.versions.get("torch")
+        if began != goes_on:
+            logger.warning(
+                "this run began with torch %s and goes on with %s: pixels may round otherwise", began, goes_on
+            )
+        present = replace(present, state="running", resumed_at=now(), ended_at=None)
+        self._storage.replace(RUN_FILE, present.to_json())
+        return present, True
 
     def withdraw(self) -> None:
         """Forget a run that published nothing, unless it did: its input, its logs, and last of all its record."""
@@ -161,15 +120,7 @@ class Ledger:
     def retry_units(self, plan: Plan) -> Iterator[Unit]:
         """The units to hand out for `retry_errors`: only the requests that failed, published beside the unit."""
         for failed in self.failed_requests():
-            unit = plan.unit(failed.unit)
-            yield Unit(
-                index=unit.index,
-                first_position=unit.first_position,
-                num_rows=unit.num_rows,
-                slices=unit.slices,
-                only=failed.keys,
-                retry=failed.next_retry,
-            )
+            yield replace(plan.unit(failed.unit), only=failed.keys, retry=failed.next_retry)
 
     def num_errors(self) -> int:
         """The error rows that count."""
@@ -182,13 +133,13 @@ class Ledger:
             raise StorageError(
                 f"{self._storage.uri}/{RUN_FILE} vanished during the run; look at who else uses this output."
             )
-        record |= {"state": state, "counts": _plain(counts), "ended_at": _now()}
+        record = replace(record, state=state, counts=counts, ended_at=now())
         is_whole = state in ("finished", "finished_with_errors")
         if is_whole:
             self._storage.replace(CARD_FILE, dataset_card(record).encode())
-        self._storage.replace(RUN_FILE, _json(record))
+        self._storage.replace(RUN_FILE, record.to_json())
         if is_whole:
-            self._storage.replace(SUCCESS_FILE, _json({"state": state, "counts": _plain(counts)}))
+            self._storage.replace(SUCCESS_FILE, json_file({"state": state, "counts": counts}))
 
     def _failed_unit(self, unit: int, retries: list[int]) -> FailedUnit:
         keys: frozenset[RequestKey] = frozenset()
@@ -214,34 +165,17 @@ class Ledger:
                 f"{self._storage.uri} has a data/ folder but no {RUN_FILE}: it is no output of a run; give another one."
             )
 
-    def _refuse_differences(self, present: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        old = {**present["parts"], "input": present["input"], "schema_version": present.get("schema_version")}
-        new = {**record["parts"], "input": record["input"], "schema_version": record["schema_version"]}
-        changes = list(_differences(old, new))
+    def _refuse_differences(self, present: RunRecord, record: RunRecord) -> None:
+        old, new = (
+            {**each.parts, "input": asdict(each.input), "schema_version": each.schema_version}
+            for each in (present, record)
+        )
+        changes = list(_differences(_plain(old), _plain(new)))
         if changes:
             raise ConfigError(
                 f"{self._storage.uri} holds a run that was made otherwise: {'; '.join(changes[:20])}. "
                 "Go back to the old values to resume it, or give another output.path for the new ones."
             )
-
-
-def _is_record(record: Any) -> bool:
-    """Whether the record has what the other modules count on."""
-    if not isinstance(record, dict) or not isinstance(record.get("fingerprint"), str):
-        return False
-    plan = record.get("input")
-    if not isinstance(record.get("parts"), dict) or not isinstance(plan, dict):
-        return False
-    counts = [plan.get(name) for name in ("num_rows", "prompts_per_unit", "images_per_prompt")]
-    columns, files = plan.get("columns"), plan.get("files", [])
-    return (
-        all(type(count) is int and 0 < count < 2**62 for count in counts)
-        and plan["num_rows"] <= MAX_UNITS * plan["prompts_per_unit"]
-        and isinstance(columns, dict)
-        and all(isinstance(kind, str) for kind in columns.values())
-        and isinstance(files, list)
-        and all(isinstance(file, dict) and type(file.get("rows")) is int and "name" in file for file in files)
-    )
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
@@ -266,11 +200,3 @@ def _shown(value: Any) -> str:
 def _plain(value: Any) -> Any:
     """The value as it comes back from JSON, so that comparisons see no difference between a tuple and a list."""
     return json.loads(json.dumps(value))
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -14,6 +14,7 @@ from skipvar.errors import ConfigError, InputError, RowError
 from skipvar.shards.inputs import Inputs
 from skipvar.shards.looking import LookedAt, look_at_all, unify
 from skipvar.shards.parts import LocalParts, Part, find_parts, part_slices, publish_parts
+from skipvar.shards.record import InputIdentity
 from skipvar.shards.rows import FileSpec, InputSpec, RowReader, per_scale
 from skipvar.shards.schema import storable_columns
 from skipvar.shards.sources import read_footer, read_rows
@@ -30,14 +31,11 @@ _HASHED_BYTES = 256 << 20
 class Plan:
     """The whole input, cut into units by count alone. Holds row ranges, and no rows."""
 
-    num_rows: int
-    prompts_per_unit: int
-    images_per_prompt: int
+    identity: InputIdentity
+    """How many rows, in which units, from which files."""
     columns: pa.Schema
     """The user's own columns, in the types that the dataset keeps them in."""
     spec: InputSpec
-    identity: dict[str, Any]
-    """What was planned from: files with sizes and hashes or versions, counts, columns. Part of the fingerprint."""
     ranges: Sequence[FileSlice]
     """The rows of the input, in order."""
     first_rows: np.ndarray
@@ -46,23 +44,16 @@ class Plan:
     """Text input in its normal form, on this machine only; `publish_input` puts it beside the dataset."""
 
     @property
-    def num_requests(self) -> int:
-        return self.num_rows * self.images_per_prompt
-
-    @property
     def num_units(self) -> int:
-        return -(-self.num_rows // self.prompts_per_unit)
+        return self.identity.num_units
 
     def unit(self, index: int) -> Unit:
         """Unit `index`, from 0: its range of prompts and where they lie."""
-        if not 0 <= index < self.num_units:
-            raise IndexError(f"unit {index} of {self.num_units}")
-        start = index * self.prompts_per_unit
-        stop = min(start + self.prompts_per_unit, self.num_rows)
+        unit = self.identity.unit(index)
+        start, stop = unit.first_position, unit.first_position + unit.num_rows
         first = int(np.searchsorted(self.first_rows, start, side="right")) - 1
         last = int(np.searchsorted(self.first_rows, stop, side="left"))
-        slices = tuple(self._slice(at, start, stop) for at in range(first, last))
-        return Unit(index=index, first_position=start, num_rows=stop - start, slices=slices)
+        return replace(unit, slices=tuple(self._slice(at, start, stop) for at in range(first, last)))
 
     def _slice(self, at: int, start: int, stop: int) -> FileSlice:
         """The part of range `at` within the positions [start, stop)."""
@@ -103,18 +94,15 @@ def plan_input(
         raise InputError(f"input.path: {config.input.path} holds no rows.")
     ranges = list(_ranges(planned, parts))
     return Plan(
-        num_rows=num_rows,
-        prompts_per_unit=per_unit,
-        images_per_prompt=config.sampling.images_per_prompt,
+        identity=InputIdentity(
+            num_rows=num_rows,
+            prompts_per_unit=per_unit,
+            images_per_prompt=config.sampling.images_per_prompt,
+            columns={column.name: str(column.type) for column in columns},
+            files=_named_files(inputs, planned),
+        ),
         columns=columns,
         spec=replace(spec, files=_file_specs(inputs, planned, parts, columns)),
-        identity={
-            "num_rows": num_rows,
-            "prompts_per_unit": per_unit,
-            "images_per_prompt": config.sampling.images_per_prompt,
-            "columns": {column.name: str(column.type) for column in columns},
-            "files": _identity(inputs, planned),
-        },
         ranges=ranges,
         first_rows=np.cumsum([0, *(part.num_rows for part in ranges)], dtype=np.int64),
         unpublished=unpublished,
@@ -141,9 +129,8 @@ def publish_input(plan: Plan, storage: Storage) -> Plan:
     )
 
 
-def find_published(storage: Storage, record: Mapping[str, Any]) -> PublishedInput | None:
-    """The text input that the run of this record published; None where it is not all there."""
-    files = record["input"].get("files", ())
+def find_published(storage: Storage, files: Sequence[Mapping[str, Any]]) -> PublishedInput | None:
+    """The text input that a run of these files published; None where it is not all there."""
     num_rows = sum(file["rows"] for file in files if _is_text_entry(file))
     parts = find_parts(storage) if num_rows else []
     if not parts or sum(part.num_rows for part in parts) != num_rows:
@@ -278,7 +265,7 @@ def _part_spec(inputs: Inputs, part: Part) -> FileSpec:
         return FileSpec(size=size, footer_checksum=read_footer(stream, part.uri, size).checksum, is_part=True)
 
 
-def _identity(inputs: Inputs, planned: Sequence[_PlannedFile]) -> list[dict[str, Any]]:
+def _named_files(inputs: Inputs, planned: Sequence[_PlannedFile]) -> list[dict[str, Any]]:
     """Each file's rows and content: a hash where the plan read it all, else size, footer and version."""
     parquet = [item.looked_at.file for item in planned if item.text is None]
     is_hashed = sum(file.size for file in parquet if not file.uri.startswith("s3://")) <= _HASHED_BYTES

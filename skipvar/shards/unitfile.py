@@ -5,10 +5,9 @@ import datetime
 import decimal
 import hashlib
 import io
-import itertools
 import json
 import re
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -20,7 +19,7 @@ from skipvar.errors import StorageError
 from skipvar.shards.rows import approximate_bytes
 from skipvar.shards.schema import IMAGE_BYTES, SCHEMA_VERSION, UNHASHED
 from skipvar.shards.storage import Storage
-from skipvar.types import RequestKey, Unit
+from skipvar.types import RequestKey
 
 DATA = "data/"
 ERRORS = "errors/"
@@ -103,11 +102,17 @@ def parse_error_name(name: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def expected_keys(unit: Unit, images_per_prompt: int) -> frozenset[RequestKey]:
-    """The requests that a unit must account for."""
-    positions = range(unit.first_position, unit.first_position + unit.num_rows)
-    keys = frozenset(itertools.product(positions, range(images_per_prompt)))
-    return keys if unit.only is None else keys & unit.only
+def list_units(storage: Storage, num_units: int) -> tuple[dict[int, list[int]], list[str]]:
+    """The retries that are there of each unit (0: the unit itself), and files that belong to no unit of so many."""
+    retries: dict[int, list[int]] = defaultdict(list)
+    strangers = []
+    for entry in storage.list(DATA):
+        parsed = parse_data_name(entry.name)
+        if parsed is None or parsed[0] >= num_units:
+            strangers.append(entry.name)
+        else:
+            retries[parsed[0]].append(parsed[1])
+    return retries, strangers
 
 
 class ContentHash:

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from skipvar.errors import StorageError
 from skipvar.shards.encode import decode_image
 from skipvar.shards.ledger import RUN_FILE, SUCCESS_FILE, Ledger
+from skipvar.shards.record import RunRecord
 from skipvar.shards.schema import SCHEMA_VERSION, dataset_schema, own_names
 from skipvar.shards.storage import Storage
 from skipvar.shards.unitfile import (
@@ -26,14 +27,14 @@ from skipvar.shards.unitfile import (
     UnitFooter,
     columns_of,
     data_name,
-    expected_keys,
     has_own_checksum,
+    list_units,
     parse_data_name,
     parse_error_name,
     read_columns,
     read_unit_footer,
 )
-from skipvar.types import RequestKey, Unit
+from skipvar.types import RequestKey
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +81,13 @@ def verify(storage: Storage, *, full: bool = False) -> Verdict:
     if record is None:
         verdict.problems.append(f"{storage.uri} has no {RUN_FILE}: it is no output of a run.")
         return verdict
-    plan = record["input"]
-    verdict.num_requests = plan["num_rows"] * plan["images_per_prompt"]
-    num_units = -(-plan["num_rows"] // plan["prompts_per_unit"])
-    retries = _list_data(storage, num_units, verdict)
-    missing = [unit for unit in range(num_units) if 0 not in retries.get(unit, [])]
+    verdict.num_requests = record.input.num_requests
+    retries, strangers = list_units(storage, record.input.num_units)
+    if strangers:
+        verdict.problems.append(f"{_names(strangers)} under {DATA} belong to no unit of this run; remove them.")
+    missing = [unit for unit in range(record.input.num_units) if 0 not in retries.get(unit, [])]
     if missing:
-        state = record.get("state", "unknown")
-        verdict.problems.append(f"{_units(missing)} not published (the run's state is '{state}').")
+        verdict.problems.append(f"{_units(missing)} not published (the run's state is '{record.state}').")
     checker = _Checker(storage, record, full)
     present = sorted(unit for unit in retries if 0 in retries[unit])
     referenced: set[str] = set()
@@ -126,16 +126,14 @@ def unpublish(storage: Storage, units: Iterable[int]) -> list[str]:
 class _Checker:
     """Checks single units against the run's record."""
 
-    def __init__(self, storage: Storage, record: dict[str, Any], full: bool) -> None:
+    def __init__(self, storage: Storage, record: RunRecord, full: bool) -> None:
         self._storage = storage
-        self._plan = record["input"]
-        self._fingerprint = record["fingerprint"]
+        self._input = record.input
+        self._fingerprint = record.fingerprint
         self._is_full = full
-        own = own_names(list(self._plan["columns"]))
-        policy = record["parts"].get("policy")
-        policy = policy.get("name") if isinstance(policy, dict) else policy
-        standard = {column.name: _type_name(column.type) for column in dataset_schema(pa.schema([]), policy)}
-        self._columns = {**standard, **{own[name]: kind for name, kind in self._plan["columns"].items()}}
+        own = own_names(list(record.input.columns))
+        standard = {column.name: _type_name(column.type) for column in dataset_schema(pa.schema([]), record.policy)}
+        self._columns = {**standard, **{own[name]: kind for name, kind in record.input.columns.items()}}
 
     def check(self, unit: int, retries: Sequence[int]) -> _UnitCheck:
         """Check the files of a unit and that they account for every request of it once."""
@@ -234,13 +232,9 @@ class _Checker:
         return set(keys)
 
     def _check_keys(self, check: _UnitCheck) -> None:
-        per_unit = self._plan["prompts_per_unit"]
-        first = check.unit * per_unit
-        num_rows = min(per_unit, self._plan["num_rows"] - first)
-        unit = Unit(index=check.unit, first_position=first, num_rows=num_rows, slices=())
-        expected = expected_keys(unit, self._plan["images_per_prompt"])
+        expected = set(self._input.unit(check.unit).keys(self._input.images_per_prompt))
         states: tuple[tuple[Literal["neither", "both", "beyond"], set[RequestKey]], ...] = (
-            ("neither", set(expected - check.images - check.errors)),
+            ("neither", expected - check.images - check.errors),
             ("both", check.images & check.errors),
             ("beyond", (check.images | check.errors) - expected),
         )
@@ -252,21 +246,6 @@ class _Checker:
         for state, keys in states:
             if keys:
                 check.problems.append(f"unit {check.unit}: {len(keys)} requests, such as {min(keys)}, {texts[state]}.")
-
-
-def _list_data(storage: Storage, num_units: int, verdict: Verdict) -> dict[int, list[int]]:
-    """The retry numbers that are there of each unit (0: the unit itself); other names are problems."""
-    retries: dict[int, list[int]] = defaultdict(list)
-    strangers = []
-    for entry in storage.list(DATA):
-        parsed = parse_data_name(entry.name)
-        if parsed is None or parsed[0] >= num_units:
-            strangers.append(entry.name)
-        else:
-            retries[parsed[0]].append(parsed[1])
-    if strangers:
-        verdict.problems.append(f"{_names(strangers)} under {DATA} belong to no unit of this run; remove them.")
-    return retries
 
 
 def _note_orphans(storage: Storage, referenced: set[str], verdict: Verdict) -> None:

@@ -25,7 +25,6 @@ from skipvar.shards.unitfile import (
     data_name,
     drain,
     error_name,
-    expected_keys,
     read_unit_footer,
     row_groups,
 )
@@ -121,7 +120,7 @@ class UnitWriter:
 
         Raises `StorageError`; nothing of the unit is visible under `data/` then.
         """
-        expected = expected_keys(self._unit, self._spec.images_per_prompt)
+        expected = set(self._unit.keys(self._spec.images_per_prompt))
         made = self._rows.keys() | self._failures.keys()
         assert made == expected, f"unit {self._unit.index}: {len(expected ^ made)} requests are missing or too many"
         name = data_name(self._unit.index, self._unit.retry)

@@ -14,8 +14,8 @@ from skipvar.distributed.opening import fingerprint_parts, settle
 from skipvar.distributed.outcome import Outcome
 from skipvar.engine.resolved import resolve
 from skipvar.errors import EXIT_STOPPED, InputError
-from skipvar.shards.ledger import fingerprint
 from skipvar.shards.prompts import plan_input
+from skipvar.shards.record import fingerprint
 from skipvar.skip.policy import TRIALS
 
 

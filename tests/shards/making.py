@@ -10,6 +10,7 @@ import numpy as np
 from skipvar.config import RunConfig
 from skipvar.shards.ledger import Ledger
 from skipvar.shards.prompts import Plan, plan_input, read_unit
+from skipvar.shards.record import RunRecord
 from skipvar.shards.storage import Storage, open_storage
 from skipvar.shards.unitfile import data_name, read_unit_footer
 from skipvar.shards.writer import DatasetSpec, UnitWriter
@@ -71,11 +72,15 @@ class Job:
         self.storage: Storage = open_storage(config.output.path, config.storage)
         self.ledger = Ledger(self.storage)
         self.plan: Plan = plan_input(config, NUM_SCALES)
-        parts = {"policy": "spread", "input": self.plan.identity} if parts is None else parts
-        self.run = self.ledger.open_run(parts, {}, {}, self.plan.identity, {"dtype": "float32"})
+        self.parts = {"policy": {"name": "spread"}} if parts is None else parts
+        self.record, self.is_resumed = self.ledger.open_run(self.new_record())
         self.spec = DatasetSpec.of(
-            config, self.plan.columns, output=self.storage.uri, fingerprint=self.run.fingerprint, policy="spread"
+            config, self.plan.columns, output=self.storage.uri, fingerprint=self.record.fingerprint, policy="spread"
         )
+
+    def new_record(self, **versions: str) -> RunRecord:
+        resolved = {"dtype": "float32"}
+        return RunRecord.new(self.parts, self.plan.identity, resolved=resolved, config={}, versions=versions)
 
     def make_unit(self, unit: Unit, replica: str = "r0", attempt: int = 1) -> UnitReport:
         writer = UnitWriter(unit, self.spec, replica, attempt, self.storage)

@@ -1,6 +1,5 @@
 """Resume, refusal, retries, the end of a run, and the lease."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -14,7 +13,8 @@ import pytest
 from shards.making import Job, draw, make_config, make_dataset, write
 from skipvar.errors import ConfigError, StorageError
 from skipvar.shards.lease import LeaseHeldError, acquire
-from skipvar.shards.ledger import Ledger, fingerprint
+from skipvar.shards.ledger import Ledger
+from skipvar.shards.record import InputIdentity, RunRecord, fingerprint
 from skipvar.shards.storage import LocalStorage
 from skipvar.types import Failure, Request
 
@@ -29,20 +29,20 @@ def start(tmp_path: Path, parts: Any = None, text: str = "a\nb bad\nc\n", **valu
 
 def test_the_same_run_is_resumed_where_it_stood(tmp_path: Path) -> None:
     first = start(tmp_path)
-    assert not first.run.is_resumed
+    assert not first.is_resumed
     first.make_unit(first.plan.unit(1))
     second = start(tmp_path)
-    assert second.run.is_resumed and second.run.fingerprint == first.run.fingerprint
+    assert second.is_resumed and second.record.fingerprint == first.record.fingerprint
     assert second.ledger.done_units() == {1}
     assert [report.unit for report in second.make_units()] == [0]
     record = second.ledger.read_run()
-    assert record and record["resolved"] == {"dtype": "float32"} and record["state"] == "running"
+    assert record and record.resolved == {"dtype": "float32"} and record.state == "running"
 
 
 def test_another_torch_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     job = start(tmp_path)
     for version in (None, "9.1"):
-        Ledger(job.storage).open_run(PARTS, {}, {"torch": version} if version else {}, job.plan.identity, {})
+        Ledger(job.storage).open_run(job.new_record(**({"torch": version} if version else {})))
     assert [record.message for record in caplog.records] == [
         "this run began with torch None and goes on with 9.1: pixels may round otherwise"
     ]
@@ -134,7 +134,7 @@ def test_the_end_is_recorded_and_success_comes_last(tmp_path: Path) -> None:
     job.make_units()
     job.ledger.finish("finished_with_errors", {"images": 2, "errors": 1, "note": "a|b\n<script>"})
     record = job.ledger.read_run()
-    assert record and record["state"] == "finished_with_errors"
+    assert record and record.state == "finished_with_errors"
     assert json.loads(job.storage.read("_SUCCESS"))["counts"]["images"] == 2
     card = job.storage.read("README.md").decode()
     assert "data/*.parquet" in card and "<script>" not in card
@@ -228,13 +228,10 @@ def test_of_many_only_one_gets_the_lease(tmp_path: Path) -> None:
 def test_runs_that_begin_at_once_agree(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path / "out"))
     runs: list[Any] = []
-    identity = {"num_rows": 1, "prompts_per_unit": 1, "images_per_prompt": 1, "columns": {}}
-    threads = [
-        threading.Thread(target=lambda: runs.append(Ledger(storage).open_run(PARTS, {}, {}, identity, {})))
-        for _ in range(6)
-    ]
+    identity = InputIdentity(num_rows=1, prompts_per_unit=1, images_per_prompt=1, columns={})
+    record = RunRecord.new(PARTS, identity, resolved={}, config={}, versions={})
+    threads = [threading.Thread(target=lambda: runs.append(Ledger(storage).open_run(record))) for _ in range(6)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
-    assert len(runs) == 6 and len({run.fingerprint for run in runs}) == 1
-    assert [run.is_resumed for run in runs].count(False) == 1
-    assert dataclasses.is_dataclass(runs[0])
+    assert len(runs) == 6 and len({run.fingerprint for run, _ in runs}) == 1
+    assert [is_resumed for _, is_resumed in runs].count(False) == 1

@@ -75,7 +75,7 @@ def test_an_attempt_that_was_cut_off_between_parts_is_completed(tmp_path: Path) 
     for name in ("part-00001.parquet", "part-00003.parquet"):
         (tmp_path / "out" / "_input" / name).unlink()
     record = Ledger(storage).read_run()
-    assert record is not None and find_published(storage, record) is None
+    assert record is not None and find_published(storage, record.input.files) is None
     again = publish_input(plan_input(config, NUM_SCALES), storage)
     assert hashes(tmp_path / "out") == whole
     assert read_plan(again) == read_all(config)
@@ -89,7 +89,7 @@ def test_a_resumed_run_only_hashes_its_input(tmp_path: Path, monkeypatch: pytest
     first = publish_input(job.plan, storage)
     record = Ledger(storage).read_run()
     assert record is not None
-    published = find_published(storage, record)
+    published = find_published(storage, record.input.files)
     assert published is not None
 
     def refuse(*_: Any) -> None:
@@ -133,5 +133,5 @@ def test_many_small_files_share_parts(tmp_path: Path) -> None:
     for number in range(50):
         write(tmp_path / f"{number:02d}.txt", f"a{number}\nb{number}\n")
     plan = plan_input(make_config(input__path=str(tmp_path / "*.txt"), output__unit_rows=7), NUM_SCALES)
-    assert len(plan.ranges) == 1 and plan.num_rows == 100
+    assert len(plan.ranges) == 1 and plan.identity.num_rows == 100
     assert [item.prompt for item in read_plan(plan)] == [f"{kind}{number}" for number in range(50) for kind in "ab"]

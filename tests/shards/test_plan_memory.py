@@ -27,7 +27,7 @@ def test_many_rows_in_little_memory(tmp_path: Path, suffix: str, num_rows: int) 
     plan = plan_input(config, NUM_SCALES)
     size, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert plan.num_rows == num_rows and plan.num_units == num_rows // 64
+    assert plan.identity.num_rows == num_rows and plan.num_units == num_rows // 64
     assert size < 2_000_000 and peak < 30_000_000
     unit = plan.unit(num_rows // 64 - 1)
     assert [item.prompt for item in read_unit(unit, plan.spec)] == [f"prompt {num_rows - 64 + i}" for i in range(64)]

@@ -65,7 +65,7 @@ def test_units_go_over_the_borders_of_files(tmp_path: Path) -> None:
     prompts = [request.prompt for request in requests_of(path, output__unit_rows=4)]
     assert prompts == ["c0", "c1", "c2", "a0", "a1", "a2", "b0", "b1", "b2", "p0", "p1"]
     assert requests_of(path, output__unit_rows=4, input__limit=5)[-1].prompt == "a1"
-    assert plan_input(make_config(input__path=path, input__limit=5), NUM_SCALES).num_rows == 5
+    assert plan_input(make_config(input__path=path, input__limit=5), NUM_SCALES).identity.num_rows == 5
 
 
 def test_seeds_and_ids(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_several_images_per_prompt(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"prompt":"x"}\n{"prompt":"y","id":"mine","seed":5}\n{"prompt":3}\n')
     config = make_config(input__path=path, sampling__images_per_prompt=3, output__unit_rows=7)
     plan = plan_input(config, NUM_SCALES)
-    assert (plan.prompts_per_unit, plan.num_requests, plan.num_units) == (2, 9, 2)
+    assert (plan.identity.prompts_per_unit, plan.identity.num_requests, plan.num_units) == (2, 9, 2)
     items = read_all(config)
     assert [item.key for item in items] == [(p, k) for p in range(3) for k in range(3)]
     assert [item.id for item in items[:4]] == ["000000000000-0", "000000000000-1", "000000000000-2", "mine"]
@@ -323,11 +323,11 @@ def test_identity_does_not_depend_on_folder_and_time(tmp_path: Path) -> None:
 def test_units_are_capped_by_raw_pixels(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "x\n" * 1000)
     config = make_config(input__path=path, output__unit_rows=1000)
-    assert plan_input(config, NUM_SCALES, max_image_pixels=1024 * 1024).prompts_per_unit == 500_000_000 // (
+    assert plan_input(config, NUM_SCALES, max_image_pixels=1024 * 1024).identity.prompts_per_unit == 500_000_000 // (
         3 * 1024 * 1024
     )
     several = make_config(input__path=path, output__unit_rows=1000, sampling__images_per_prompt=10)
-    assert plan_input(several, NUM_SCALES, max_image_pixels=1024 * 1024).prompts_per_unit == 15
+    assert plan_input(several, NUM_SCALES, max_image_pixels=1024 * 1024).identity.prompts_per_unit == 15
 
 
 def test_only_the_named_requests_are_read(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_readers_of_others_open_it(rich: Job, tmp_path: Path) -> None:
     assert duckdb.sql(query).fetchall()[0][1:] == (True, 0.75, 3.0, 2)
     frame = polars.read_parquet(files).sort("position")
     assert frame["input_width"].to_list() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
-    assert set(frame["model"]) == {"emoji"} and set(frame["fingerprint"]) == {rich.run.fingerprint}
+    assert set(frame["model"]) == {"emoji"} and set(frame["fingerprint"]) == {rich.record.fingerprint}
 
 
 @pytest.mark.parametrize("image_format", ["png", "webp", "jpeg"])

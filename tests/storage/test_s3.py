@@ -133,7 +133,7 @@ def test_inputs_of_every_format_and_globs(tmp_path: Path, bucket: str, config: S
     prompts = [item.prompt for item in items if isinstance(item, Request)]
     assert prompts == ["t0", "t1", "c\n0", "c1", "j0", "p0", "p1", "l0"]
     plan = plan_input(job_config, NUM_SCALES)
-    assert plan.identity["files"][3]["etag"]
+    assert plan.identity.files[3]["etag"]
     root.replace("in/a.txt", b"t0\nt2\n")
     assert plan_input(job_config, NUM_SCALES).identity != plan.identity
     for pattern in (f"s3://{bucket}/in/*.parquet", f"s3://{bucket}/in/none.txt", f"s3://{bucket}"):
@@ -185,12 +185,12 @@ def test_a_dataset_on_s3_is_the_local_one(
     assert lease.beat()
     lease.release()
     hashes = [made_again(job) for job in (local, remote)]
-    assert hashes[0] == hashes[1] and remote.run.fingerprint == local.run.fingerprint
+    assert hashes[0] == hashes[1] and remote.record.fingerprint == local.record.fingerprint
     assert verify_main([uri, "--full", "--endpoint-url", server.url]) == 0
     assert "26 images and 4 errors" in capsys.readouterr().out
     assert export_main([uri, "--to", "geneval", str(tmp_path / "g"), "--endpoint-url", server.url]) == 0
     resumed = Job(remote.config)
-    assert resumed.run.is_resumed and resumed.make_units() == []
+    assert resumed.is_resumed and resumed.make_units() == []
     written = b"".join(remote.storage.read(entry.name) for entry in remote.storage.list())
     assert SECRET_KEY.encode() not in written and json.loads(remote.storage.read("_run.json"))
 
