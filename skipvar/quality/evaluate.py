@@ -85,12 +85,12 @@ def oracle(trials: Sequence[TrialScores], floor: float, costs: Mapping[str, floa
 
 def score(choice: Choice, table: TrialTable, prompt_set: str, floor: float, costs: Mapping[str, float]) -> Score:
     """What a policy's choices come to over a set's trials. `costs`: token-forwards by strategy."""
-    named = list(enumerate(choice.strategies))
-    ssim = np.array([table.scores[place].ssim[name] for place, name in named])
-    psnr = [value for place, name in named if (value := table.psnr[place][name]) is not None]
-    lpips = [values[name] for place, name in named if (values := table.lpips[place]) is not None]
+    names = choice.strategies
+    named = list(zip(table.scores, names, strict=True))
+    ssim = np.array([trial.ssim[name] for trial, name in named])
+    psnr = [value for trial, name in named if (value := trial.psnr[name]) is not None]
+    lpips = [trial.lpips[name] for trial, name in named if trial.lpips is not None]
     misses = int((ssim < floor).sum())
-    names = [name for _, name in named]
     return Score(
         policy=choice.policy,
         prompt_set=prompt_set,
@@ -178,8 +178,8 @@ def image_rows(
             "policy": choice.policy,
             "strategy": (strategy := choice.strategies[place]),
             "ssim": trial.ssim[strategy],
-            "psnr": table.psnr[place][strategy],
-            "lpips": None if (lpips := table.lpips[place]) is None else lpips[strategy],
+            "psnr": trial.psnr[strategy],
+            "lpips": None if trial.lpips is None else trial.lpips[strategy],
             "token_forwards_share": costs[strategy] / costs["base"],
         }
         for name, table in sets.items()

@@ -1,6 +1,6 @@
 """Reads the trials of a run whose policy is `trials`, and says before it starts what its number of prompts buys."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,12 @@ import pyarrow.parquet as pq
 
 from skipvar.errors import InputError
 from skipvar.shards.storage import Storage
+from skipvar.shards.trial_columns import TRIAL_COLUMNS, trial_of_columns
 from skipvar.shards.unitfile import DATA, parse_data_name
 from skipvar.skip.calibration import TrialScores
 from skipvar.skip.certify import SHARES, allowed_misses
-from skipvar.types import Probe
+from skipvar.types import Trial
 
-_COLUMNS = (
-    "position", "image_index", "prompt", "trial_ssim", "trial_psnr", "trial_lpips", "trial_seconds", "trial_probes",
-    "trial_probe_seconds", "trial_latents", "trial_early_latents", "trial_latent_seconds",
-)  # fmt: skip
 GROUP_COLUMN = "group"
 """The input's own column that names the kind of prompt."""
 
@@ -28,13 +25,7 @@ class TrialTable:
     """All trials of a run, in the order of their requests."""
 
     scores: Sequence[TrialScores]
-    psnr: Sequence[dict[str, float | None]]
-    """By strategy; None for equal images."""
-    lpips: Sequence[dict[str, float] | None]
-    """By strategy; None where it was not computed."""
-    seconds: dict[str, float]
-    """Mean of an image, by strategy, without the probe."""
-    probe_seconds: dict[int, float]
+    probe_seconds: Mapping[int, float]
     """Mean of taking the decoded probe, by grid scale."""
     latent_seconds: float
     """Mean of taking the one that needs no decoding."""
@@ -53,27 +44,29 @@ def read_trials(storage: Storage) -> TrialTable:
         ) from error
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> TrialTable:
-    probe_seconds: dict[int, list[float]] = {}
-    scores = []
-    for row in rows:
-        probes = {}
-        for entry, seconds in zip(row["trial_probes"], row["trial_probe_seconds"], strict=True):
-            grid = entry.pop("grid_scale")
-            probes[grid] = Probe(**entry)
-            probe_seconds.setdefault(grid, []).append(seconds)
-        group = str(row.get(GROUP_COLUMN) or "")
-        latents = tuple(tuple(row[name]) for name in ("trial_latents", "trial_early_latents"))
-        scores.append(TrialScores(probes, row["trial_ssim"], row["prompt"], group, *latents))
+def _table(rows: Sequence[Mapping[str, Any]]) -> TrialTable:
+    trials = [trial_of_columns(row) for row in rows]
+    seconds = {
+        grid: float(np.mean([one.seconds for trial in trials for one in trial.probes if one.grid_scale == grid]))
+        for grid in sorted(one.grid_scale for one in trials[0].probes)
+    }
     return TrialTable(
-        scores=scores,
-        psnr=[row["trial_psnr"] for row in rows],
-        lpips=[row.get("trial_lpips") for row in rows],
-        seconds={
-            name: float(np.mean([row["trial_seconds"][name] for row in rows])) for name in rows[0]["trial_seconds"]
-        },
-        probe_seconds={grid: float(np.mean(values)) for grid, values in sorted(probe_seconds.items())},
-        latent_seconds=float(np.mean([row["trial_latent_seconds"] for row in rows])),
+        scores=[_scores(trial, row["prompt"], row.get(GROUP_COLUMN)) for trial, row in zip(trials, rows, strict=True)],
+        probe_seconds=seconds,
+        latent_seconds=float(np.mean([trial.latent_seconds for trial in trials])),
+    )
+
+
+def _scores(trial: Trial, prompt: str, group: Any) -> TrialScores:
+    return TrialScores(
+        probes={one.grid_scale: one.probe for one in trial.probes},
+        ssim=trial.ssim,
+        prompt=prompt,
+        group=str(group or ""),
+        latents=tuple(trial.latents),
+        early_latents=tuple(trial.early_latents),
+        psnr=trial.psnr,
+        lpips=trial.lpips,
     )
 
 
@@ -83,7 +76,8 @@ def _rows(storage: Storage) -> Iterator[dict[str, Any]]:
             continue
         with storage.open(entry.name) as file:
             names = pq.read_schema(file).names
-            columns = [name for name in (*_COLUMNS, GROUP_COLUMN) if name in names]
+            wanted = ("position", "image_index", "prompt", GROUP_COLUMN, *(name for name, _ in TRIAL_COLUMNS))
+            columns = [name for name in wanted if name in names]
             table = pq.read_table(file, columns=columns)
         if "trial_ssim" not in names or table["trial_ssim"].null_count:
             raise InputError(f"{storage.uri}: is no run of trials; jobs.calibrate makes one.")

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from skipvar.errors import InputError
+from skipvar.shards.trial_columns import TRIAL_CLOCKS, TRIAL_COLUMNS
 from skipvar.skip.policy import TRIALS
 from skipvar.skip.strategy import STRATEGY_NAMES
 
@@ -16,9 +17,7 @@ SCHEMA_VERSION = 2
 JSON_TEXT = {b"skipvar": b"json"}
 """Metadata of a jsonl column whose values have no common type: each is kept as its JSON text."""
 
-UNHASHED = frozenset(
-    {"replica", "created_at", "engine_seconds", "trial_seconds", "trial_probe_seconds", "trial_latent_seconds"}
-)
+UNHASHED = frozenset({"replica", "created_at", "engine_seconds", *TRIAL_CLOCKS})
 """Columns that tell who made a row and when; two workers that make one unit agree on all the others."""
 
 IMAGE_BYTES = "image.bytes"
@@ -55,29 +54,6 @@ _STANDARD = (
     ("created_at", pa.timestamp("us", tz="UTC")),
     ("engine_seconds", pa.float64()),
 )
-_TRIAL = (
-    ("trial_ssim", pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])),
-    ("trial_psnr", pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])),
-    ("trial_lpips", pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])),
-    ("trial_seconds", pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])),
-    (
-        "trial_probes",
-        pa.list_(
-            pa.struct(
-                [
-                    ("grid_scale", pa.int32()),
-                    ("sobel_change", pa.float64()),
-                    ("fft_high_frequency_ratio", pa.float64()),
-                ]
-            )
-        ),
-    ),
-    ("trial_probe_seconds", pa.list_(pa.float64())),
-    ("trial_latents", pa.list_(pa.float32())),
-    ("trial_early_latents", pa.list_(pa.float32())),
-    ("trial_latent_seconds", pa.float64()),
-)
-"""What a run with `policy: trials` has besides."""
 _ERROR = (
     ("position", pa.int64()),
     ("image_index", pa.int32()),
@@ -95,7 +71,7 @@ def dataset_schema(columns: pa.Schema, policy: str | None = None) -> pa.Schema:
     """The data files' schema: DESIGN.md's columns, a trial's where the run's policy makes them, then the user's own,
     under their own names where these are free."""
     names = own_names(columns.names)
-    standard = (*_STANDARD, *_TRIAL) if policy == TRIALS else _STANDARD
+    standard = (*_STANDARD, *TRIAL_COLUMNS) if policy == TRIALS else _STANDARD
     fields = [*(pa.field(*pair) for pair in standard), *(pa.field(names[field.name], field.type) for field in columns)]
     features: dict[str, Any] = {field.name: _feature(field.type) for field in fields}
     features["image"] = {"_type": "Image"}
@@ -113,7 +89,7 @@ def error_schema(columns: pa.Schema) -> pa.Schema:
 
 def own_names(columns: Sequence[str]) -> dict[str, str]:
     """The name in the dataset of each of the user's columns: its own, or with `input_` before it where it is taken."""
-    taken = {name for name, _ in (*_STANDARD, *_TRIAL, *_ERROR)}
+    taken = {name for name, _ in (*_STANDARD, *TRIAL_COLUMNS, *_ERROR)}
     names: dict[str, str] = {}
     for column in sorted(columns, key=lambda name: name in taken):  # free names first: they stay as they are
         name = column

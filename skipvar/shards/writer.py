@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from skipvar.shards.encode import encode_image
 from skipvar.shards.pairs import AuditPair, make_pair, pairs_file, pairs_name
 from skipvar.shards.schema import dataset_schema, error_schema, own_names
 from skipvar.shards.storage import Storage, open_storage
+from skipvar.shards.trial_columns import trial_to_columns
 from skipvar.shards.unitfile import (
     ContentHash,
     UnitFile,
@@ -28,7 +29,7 @@ from skipvar.shards.unitfile import (
     read_unit_footer,
     row_groups,
 )
-from skipvar.types import Failure, Image, RequestKey, Trial, Unit, UnitReport
+from skipvar.types import Failure, Image, RequestKey, Unit, UnitReport
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ class UnitWriter:
             "replica": self._replica,
             "created_at": datetime.now(UTC),
             "engine_seconds": image.engine_seconds,
-            **({} if image.trial is None else _trial_columns(image.trial)),
+            **({} if image.trial is None else trial_to_columns(image.trial)),
             **self._own(request.columns),
         }
 
@@ -255,20 +256,6 @@ class UnitWriter:
         with self._storage.open(name) as file:
             table = pq.read_table(file, columns=["strategy", "audit_ssim"])
         return dict(Counter(table["strategy"].to_pylist())), table["audit_ssim"].drop_null().to_pylist()
-
-
-def _trial_columns(trial: Trial) -> dict[str, Any]:
-    return {
-        "trial_ssim": dict(trial.ssim),
-        "trial_psnr": dict(trial.psnr),
-        "trial_lpips": None if trial.lpips is None else dict(trial.lpips),
-        "trial_seconds": dict(trial.seconds),
-        "trial_probes": [{"grid_scale": one.grid_scale, **asdict(one.probe)} for one in trial.probes],
-        "trial_probe_seconds": [one.seconds for one in trial.probes],
-        "trial_latents": list(trial.latents),
-        "trial_early_latents": list(trial.early_latents),
-        "trial_latent_seconds": trial.latent_seconds,
-    }
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Fits the paper's two-stage logistic policy from trials, and chooses the probe's grid by what it predicts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,10 @@ class TrialScores:
     """The code sum at the decision scale as a small picture."""
     early_latents: Sequence[float] = ()
     """The same a scale earlier: tried, and used by no policy."""
+    psnr: Mapping[str, float | None] = field(default_factory=dict)
+    """In dB, by strategy; None for equal images. Reported, as `lpips`."""
+    lpips: Mapping[str, float] | None = None
+    """By strategy; None where it was not computed."""
 
 
 def labels(trials: Sequence[TrialScores], kind: str, floor: float) -> np.ndarray:

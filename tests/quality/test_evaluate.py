@@ -18,6 +18,7 @@ from skipvar.quality.evaluate import best_value, cheapest, evaluate, image_rows,
 from skipvar.quality.pareto import draw
 from skipvar.quality.speed import measure_speeds
 from skipvar.quality.trials import TrialTable
+from skipvar.skip.calibration import TrialScores
 from skipvar.skip.policy import Decision, SpreadPolicy
 from skipvar.skip.strategy import CHANGED_SCALES, STRATEGY_NAMES
 from skipvar.types import Probe, Request
@@ -33,17 +34,16 @@ class Knowing(SpreadPolicy):
 
 
 def table(count: int) -> TrialTable:
-    scores, psnr = [], []
-    from skipvar.skip.calibration import TrialScores
-
+    scores = []
     for place in range(count):
         is_fine = place % 2
         loss = {name: (0.1 if is_fine else 0.01) * (100 - COSTS[name]) / 75 for name in STRATEGY_NAMES}
         probe = Probe(sobel_change=float(is_fine), fft_high_frequency_ratio=0.1)
-        scores.append(TrialScores({4: probe}, {name: 1 - lost for name, lost in loss.items()}, f"p{place}"))
-        psnr.append({name: None if name == "base" else 30.0 for name in STRATEGY_NAMES})
-    lpips = [None if place % 4 else dict.fromkeys(STRATEGY_NAMES, 0.5) for place in range(count)]
-    return TrialTable(scores, psnr, lpips, dict.fromkeys(STRATEGY_NAMES, 1.0), {4: 0.1}, 0.001)
+        ssim = {name: 1 - lost for name, lost in loss.items()}
+        psnr = {name: None if name == "base" else 30.0 for name in STRATEGY_NAMES}
+        lpips = None if place % 4 else dict.fromkeys(STRATEGY_NAMES, 0.5)
+        scores.append(TrialScores({4: probe}, ssim, f"p{place}", psnr=psnr, lpips=lpips))
+    return TrialTable(scores, {4: 0.1}, 0.001)
 
 
 def test_the_hull_is_that_of_all_mixtures() -> None:

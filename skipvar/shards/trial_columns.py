@@ -1,0 +1,62 @@
+"""A trial as columns of a dataset, which a run whose policy is `trials` has besides: their types, there and back."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from skipvar.skip.strategy import STRATEGY_NAMES
+from skipvar.types import Probe, Trial, TrialProbe
+
+_BY_STRATEGY = pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])
+_PROBE = pa.struct(
+    [("grid_scale", pa.int32()), ("sobel_change", pa.float64()), ("fft_high_frequency_ratio", pa.float64())]
+)
+TRIAL_COLUMNS = (
+    ("trial_ssim", _BY_STRATEGY),
+    ("trial_psnr", _BY_STRATEGY),
+    ("trial_lpips", _BY_STRATEGY),
+    ("trial_seconds", _BY_STRATEGY),
+    ("trial_probes", pa.list_(_PROBE)),
+    ("trial_probe_seconds", pa.list_(pa.float64())),
+    ("trial_latents", pa.list_(pa.float32())),
+    ("trial_early_latents", pa.list_(pa.float32())),
+    ("trial_latent_seconds", pa.float64()),
+)
+TRIAL_CLOCKS = ("trial_seconds", "trial_probe_seconds", "trial_latent_seconds")
+"""Those that differ each time a trial is made."""
+
+
+def trial_to_columns(trial: Trial) -> dict[str, Any]:
+    """The values of a row; `trial_of_columns` reads them."""
+    return {
+        "trial_ssim": dict(trial.ssim),
+        "trial_psnr": dict(trial.psnr),
+        "trial_lpips": None if trial.lpips is None else dict(trial.lpips),
+        "trial_seconds": dict(trial.seconds),
+        "trial_probes": [{"grid_scale": one.grid_scale, **asdict(one.probe)} for one in trial.probes],
+        "trial_probe_seconds": [one.seconds for one in trial.probes],
+        "trial_latents": list(trial.latents),
+        "trial_early_latents": list(trial.early_latents),
+        "trial_latent_seconds": trial.latent_seconds,
+    }
+
+
+def trial_of_columns(row: Mapping[str, Any]) -> Trial:
+    """The trial of a row. Raises KeyError, TypeError or ValueError where it holds none."""
+    taken = zip(row["trial_probes"], row["trial_probe_seconds"], strict=True)
+    return Trial(
+        ssim=row["trial_ssim"],
+        psnr=row["trial_psnr"],
+        lpips=row.get("trial_lpips"),  # older runs have no such column
+        seconds=row["trial_seconds"],
+        probes=[_probe(seconds=seconds, **numbers) for numbers, seconds in taken],
+        latents=row["trial_latents"],
+        early_latents=row["trial_early_latents"],
+        latent_seconds=row["trial_latent_seconds"],
+    )
+
+
+def _probe(grid_scale: int, seconds: float, **numbers: float) -> TrialProbe:
+    return TrialProbe(grid_scale=grid_scale, probe=Probe(**numbers), seconds=seconds)
