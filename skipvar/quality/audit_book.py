@@ -20,12 +20,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from skipvar.errors import ConfigError, NotFoundError, StorageError
 from skipvar.quality.audit import wealth
 from skipvar.shards.storage import Storage
-from skipvar.shards.unitfile import DATA, parse_data_name
+from skipvar.shards.unitfile import DATA, parse_data_name, read_columns
 from skipvar.skip.policy import Promise
 
 logger = logging.getLogger(__name__)
@@ -231,6 +229,4 @@ class AuditBook:
 
 def read_audit_scores(data: Storage, name: str) -> list[float]:
     """The SSIM of the audited images of a data file; no other column is read."""
-    with data.open(name) as file:
-        table = pq.read_table(file, columns=["audit_ssim"], use_threads=False, pre_buffer=False)
-    return table["audit_ssim"].drop_null().to_pylist()
+    return read_columns(data, name, ["audit_ssim"])["audit_ssim"].drop_null().to_pylist()

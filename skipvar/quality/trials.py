@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from skipvar.errors import InputError
 from skipvar.shards.storage import Storage
 from skipvar.shards.trial_columns import TRIAL_COLUMNS, trial_of_columns
-from skipvar.shards.unitfile import DATA, parse_data_name
+from skipvar.shards.unitfile import DATA, parse_data_name, read_columns
 from skipvar.skip.calibration import TrialScores
 from skipvar.skip.certify import SHARES, allowed_misses
 from skipvar.types import Trial
@@ -76,9 +76,8 @@ def _rows(storage: Storage) -> Iterator[dict[str, Any]]:
             continue
         with storage.open(entry.name) as file:
             names = pq.read_schema(file).names
-            wanted = ("position", "image_index", "prompt", GROUP_COLUMN, *(name for name, _ in TRIAL_COLUMNS))
-            columns = [name for name in wanted if name in names]
-            table = pq.read_table(file, columns=columns)
+        wanted = ("position", "image_index", "prompt", GROUP_COLUMN, *(name for name, _ in TRIAL_COLUMNS))
+        table = read_columns(storage, entry.name, [name for name in wanted if name in names])
         if "trial_ssim" not in names or table["trial_ssim"].null_count:
             raise InputError(f"{storage.uri}: is no run of trials; jobs.calibrate makes one.")
         yield from table.to_pylist()

@@ -28,7 +28,7 @@ from skipvar.shards.ledger import RUN_FILE, Ledger
 from skipvar.shards.pairs import AuditPair, pairs_name, read_pairs, small, worst
 from skipvar.shards.record import RunRecord
 from skipvar.shards.storage import Storage
-from skipvar.shards.unitfile import DATA, ERRORS, UnitFooter, parse_data_name, parse_error_name, readable
+from skipvar.shards.unitfile import DATA, ERRORS, UnitFooter, parse_data_name, parse_error_name, read_columns, readable
 
 MAX_PICTURES = 96
 MAX_PAIRS_SHOWN = 24
@@ -281,9 +281,8 @@ def _add_errors(facts: RunFacts, storage: Storage, ledger: Ledger) -> None:
         parsed = parse_error_name(entry.name)
         if parsed is None or not left.get(parsed[0]):
             continue
-        with readable(f"{storage.uri}/{entry.name}"), storage.open(entry.name) as file:
-            columns = ["position", "image_index", "error_class", "message"]
-            rows = pq.read_table(file, columns=columns, use_threads=False, pre_buffer=False).to_pylist()
+        with readable(f"{storage.uri}/{entry.name}"):
+            rows = read_columns(storage, entry.name, ["position", "image_index", "error_class", "message"]).to_pylist()
         for row in rows:
             key = (row["position"], row["image_index"])
             if key in left[parsed[0]]:

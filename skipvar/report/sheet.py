@@ -39,7 +39,8 @@ def read_pictures(storage: Storage, limit: int = MAX_IMAGES) -> Iterator[Picture
             continue
         with storage.open(entry.name) as file:
             parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16)  # no more pages than are shown
-            for batch in parquet.iter_batches(batch_size=16, columns=["image", "prompt", "strategy"]):
+            columns = ["image", "prompt", "strategy"]
+            for batch in parquet.iter_batches(batch_size=16, columns=columns, use_threads=False):
                 for row in batch.to_pylist():
                     if limit == 0:
                         return

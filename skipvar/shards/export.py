@@ -14,7 +14,7 @@ from skipvar.shards.encode import decode_image, encode_image
 from skipvar.shards.ledger import SUCCESS_FILE, Ledger
 from skipvar.shards.schema import own_names
 from skipvar.shards.storage import Storage, explain_os_error, join
-from skipvar.shards.unitfile import data_name, list_units, read_columns
+from skipvar.shards.unitfile import data_name, list_units, read_table
 
 MAX_SHARD_BYTES = 1_000_000_000
 MAX_SHARD_IMAGES = 10_000
@@ -112,7 +112,7 @@ def _rows(storage: Storage, units: dict[int, list[int]]) -> Iterator[Row]:
         for retry in units[unit]:
             name = data_name(unit, retry)
             try:
-                rows += read_columns(storage, name).to_pylist()
+                rows += read_table(storage.read(name)).to_pylist()
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise StorageError(f"{join(storage.uri, name)} is damaged; run `skipvar verify OUTPUT`.") from error
         yield from sorted(rows, key=lambda row: (row["position"], row["image_index"]))

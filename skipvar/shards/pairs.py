@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image as Picture
 
 from skipvar.shards.storage import Storage
-from skipvar.shards.unitfile import DATA
+from skipvar.shards.unitfile import DATA, read_table
 from skipvar.types import Image
 
 PAIRS = "_pairs/"
@@ -86,4 +86,4 @@ def pairs_name(data_name: str) -> str:
 
 def read_pairs(storage: Storage, name: str) -> list[AuditPair]:
     """The pairs of a file. Raises `StorageError`; `NotFoundError` where a unit has none."""
-    return [AuditPair(**row) for row in pq.read_table(pa.BufferReader(storage.read(name))).to_pylist()]
+    return [AuditPair(**row) for row in read_table(storage.read(name)).to_pylist()]

@@ -1,6 +1,5 @@
 """Text input in its normal form: typed Parquet parts, written to a local folder, published under `_input/`."""
 
-import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 from skipvar.errors import StorageError, first_line
 from skipvar.shards.columns import UNFIT_ERRORS
 from skipvar.shards.storage import Storage, explain_os_error, join
+from skipvar.shards.unitfile import read_table
 from skipvar.types import FileSlice
 
 INPUT = "_input/"
@@ -177,7 +177,7 @@ def _same_rows(present: bytes, data: bytes) -> bool:
     if present == data:
         return True
     try:
-        return bool(pq.read_table(io.BytesIO(present)).equals(pq.read_table(io.BytesIO(data))))
+        return bool(read_table(present).equals(read_table(data)))
     except (pa.ArrowException, OSError):
         return False
 

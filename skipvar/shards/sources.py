@@ -121,7 +121,7 @@ def _row_groups(metadata: pq.FileMetaData, part: FileSlice) -> Iterator[tuple[in
 
 def _group_values(reader: pq.ParquetFile, group: int, skip: int, count: int, *, is_part: bool) -> Iterator[Values]:
     """`count` rows of a row group after the first `skip`. What comes before them is read in vain."""
-    batches = reader.iter_batches(_BATCH_ROWS, row_groups=[group])
+    batches = reader.iter_batches(_BATCH_ROWS, row_groups=[group], use_threads=False)
     while count:
         try:
             batch = next(batches)

@@ -231,19 +231,21 @@ def read_unit_footer(file: BinaryIO, name: str) -> UnitFooter:
         return UnitFooter.from_metadata(pq.read_metadata(file).metadata or {})
 
 
-def read_columns(storage: Storage, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Columns of a unit's file. Arrow's threads see bytes and no Python file: a thread that still waited for one at the
-    interpreter's end would abort the process.
+def read_columns(storage: Storage, name: str, columns: Sequence[str]) -> pa.Table:
+    """Columns of a unit's file; no others are read."""
+    with storage.open(name) as file:
+        return read_table(file, columns)
+
+
+def read_table(source: BinaryIO | bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file, or some columns of it, by this thread alone.
+
+    `pyarrow.parquet.read_table` reads by Arrow's threads: one that is not done at the interpreter's end aborts the
+    process.
     """
-    return columns_of(storage.read(name), columns)
-
-
-def columns_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """As `read_columns`, of a file's bytes."""
-    buffer = pa.BufferReader(data)
-    return pq.read_table(
-        buffer, columns=None if columns is None else list(columns), use_threads=False, pre_buffer=False
-    )
+    file = pa.BufferReader(source) if isinstance(source, bytes) else source
+    with pq.ParquetFile(file, pre_buffer=False) as parquet:
+        return parquet.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
 def _canonical(value: Any) -> str:

@@ -25,13 +25,13 @@ from skipvar.shards.unitfile import (
     ERRORS,
     ContentHash,
     UnitFooter,
-    columns_of,
     data_name,
     has_own_checksum,
     list_units,
     parse_data_name,
     parse_error_name,
     read_columns,
+    read_table,
     read_unit_footer,
 )
 from skipvar.types import RequestKey
@@ -225,7 +225,7 @@ class _Checker:
         check.error_files.add(footer.errors)
         data = self._storage.read(footer.errors)
         self._check_bytes(footer.errors, data, check)
-        table = columns_of(data, ["position", "image_index"])
+        table = read_table(data, ["position", "image_index"])
         keys = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
         if len(keys) != footer.error_rows or len(set(keys)) != len(keys):
             check.problems.append(f"{footer.errors} does not have the {footer.error_rows} rows that {name} counts.")

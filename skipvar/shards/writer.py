@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from skipvar.config import RunConfig, StorageConfig
 from skipvar.errors import StorageError
@@ -26,6 +25,7 @@ from skipvar.shards.unitfile import (
     data_name,
     drain,
     error_name,
+    read_columns,
     read_unit_footer,
     row_groups,
 )
@@ -253,8 +253,7 @@ class UnitWriter:
 
     def _published_rows(self, name: str) -> tuple[dict[str, int], list[float]]:
         """Strategies and audits of what another worker published."""
-        with self._storage.open(name) as file:
-            table = pq.read_table(file, columns=["strategy", "audit_ssim"])
+        table = read_columns(self._storage, name, ["strategy", "audit_ssim"])
         return dict(Counter(table["strategy"].to_pylist())), table["audit_ssim"].drop_null().to_pylist()
 
 
