@@ -80,7 +80,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             row |= {"seconds_one": mine.one, "seconds": mine.full}
             row |= {"speedup_one": round(base.one / mine.one, 3), "speedup": round(base.full / mine.full, 3)}
     of_images = image_rows(trials, list(files.values()), requests[0], costs)
-    _write(arguments.out, rows, of_images, config.model.name)
+    _write(arguments.out, rows, of_images, made.resolved.model.name)
     print(json.dumps(_headline(rows, arguments, files)))
     return exit_code
 

@@ -99,7 +99,7 @@ def read_config(path: str, overrides: Sequence[str]) -> RunConfig:
     """
     config = load_config(path, overrides)
     preset = find_preset(config.model)
-    if config.sampling.size is not None:
+    if preset is not None and config.sampling.size is not None:
         check_one_of("sampling.size", config.sampling.size, preset.schedules.sizes)
     check_spec(config.policy)
     return config

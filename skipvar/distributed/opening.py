@@ -181,7 +181,12 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
         lease=lease,
         plan=plan,
         dataset=DatasetSpec.of(
-            config, plan.columns, output=storage.uri, fingerprint=record.fingerprint, policy=resolved.policy.name
+            config,
+            plan.columns,
+            output=storage.uri,
+            fingerprint=record.fingerprint,
+            model=resolved.model.name,
+            policy=resolved.policy.name,
         ),
         units=units,
         num_units=num_units,

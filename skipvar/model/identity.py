@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from skipvar.checks import check_one_of
 from skipvar.config import ModelSection
 from skipvar.errors import ConfigError, ModelError
 from skipvar.model.config import ModelConfig, ScheduleConfig, TransformerConfig, VaeConfig
@@ -65,6 +66,7 @@ def identify(section: ModelSection, files: Files | None = None) -> ModelIdentity
         if "://" not in place and not _exists(place):
             raise ConfigError(f"model.path: {place} does not exist; give the model's folder or weights file")
         paths = official_paths(section)
+        check_one_of("model.name", section.name, PRESETS)
         _look_at_official(paths, PRESETS[section.name])
         return ModelIdentity(config=PRESETS[section.name], weights_sha256=_hashes(files, paths))
     for file in NETWORKS.values():

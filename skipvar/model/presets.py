@@ -55,8 +55,13 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
-def find_preset(section: ModelSection) -> ModelConfig:
-    """The preset that a configuration names; raises `ConfigError` where there is none, or it needs weights."""
+def find_preset(section: ModelSection) -> ModelConfig | None:
+    """The preset that a configuration names, or None where a converted folder at `model.path` may tell the sizes.
+
+    Raises `ConfigError` where there is none, or it needs weights.
+    """
+    if section.path is not None and not section.path.startswith("random:"):
+        return None
     check_one_of("model.name", section.name, PRESETS)
     accepted = f"the place of its weights (only emoji's are embedded), or random:SEED; {section.name} needs one"
     require(section.path is not None or section.name == EMOJI.name, "model.path", None, accepted)

@@ -63,7 +63,7 @@ def render(facts: RunFacts) -> str:
     record, styles = facts.record, _styles(facts.strategy_names)
     return environment.get_template("report.html").render(
         facts=facts,
-        model=record.part("config", "model").get("name", "?"),
+        model=record.part("parts", "model").get("name", "?"),
         state=record.state.replace("_", " "),
         verdict=_verdict(facts),
         alarm=_alarm(facts),

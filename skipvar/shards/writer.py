@@ -51,13 +51,15 @@ class DatasetSpec:
     max_row_group_bytes: int
 
     @classmethod
-    def of(cls, config: RunConfig, columns: pa.Schema, *, output: str, fingerprint: str, policy: str) -> "DatasetSpec":
-        """`columns` is the plan's; `output` the resolved location; `policy` the policy's name for the rows."""
+    def of(
+        cls, config: RunConfig, columns: pa.Schema, *, output: str, fingerprint: str, model: str, policy: str
+    ) -> "DatasetSpec":
+        """`columns` is the plan's; `output` the resolved location; `model` and `policy` their names for the rows."""
         return cls(
             output=output,
             storage=config.storage,
             image_format=config.output.image_format,
-            model=config.model.name,
+            model=model,
             fingerprint=fingerprint,
             policy=policy,
             columns=columns.serialize().to_pybytes(),

@@ -45,7 +45,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     alarm = {"images": 9, "misses": 6, "wealth": 99.0, "fingerprint": "f", "unit": 3, "raised_at": "now"}
     state = {"state": "s", "promise": promise, "runs": 1, "images": 9, "misses": 6, "wealth": 99.0, "alarm": alarm}
     counts = {"requests": 20, "engine": ENGINE, "audit_state": state, "cost": {"usd": 1.25}}
-    facts = write_report(job.storage, {"state": "finished_with_errors", "counts": counts, "config": {"model": {}}})
+    facts = write_report(job.storage, {"state": "finished_with_errors", "counts": counts, "parts": {"model": {}}})
     assert len(facts.pairs) > 5 and facts.speed == pytest.approx(2)
     return Path(job.storage.uri) / "report.html"
 

@@ -71,13 +71,13 @@ def test_pictures_are_a_sample_whatever_the_number_of_rows(tmp_path: Path) -> No
 
 def test_an_empty_run_and_one_that_still_runs_have_a_report(tmp_path: Path) -> None:
     job = make_dataset(tmp_path, ["a bad one"])
-    page = render(gather(job.storage, {"state": "running", "config": {"model": {"name": "emoji"}}}))
+    page = render(gather(job.storage, {"state": "running", "parts": {"model": {"name": "emoji"}}}))
     assert "0 images, model emoji" in page and "0 of 1 images are here; 1 could not be made" in page
 
 
 def test_half_a_character_in_a_damaged_record_is_shown_as_a_question_mark(tmp_path: Path) -> None:
     job = make_dataset(tmp_path, ["a"])
-    write_report(job.storage, {"state": "\ud800", "config": {"model": {"name": "emo\udc00ji"}}})
+    write_report(job.storage, {"state": "\ud800", "parts": {"model": {"name": "emo\udc00ji"}}})
     assert "emo?ji" in job.storage.read("report.html").decode()
 
 

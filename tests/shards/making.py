@@ -75,7 +75,12 @@ class Job:
         self.parts = {"policy": {"name": "spread"}} if parts is None else parts
         self.record, self.is_resumed = self.ledger.open_run(self.new_record())
         self.spec = DatasetSpec.of(
-            config, self.plan.columns, output=self.storage.uri, fingerprint=self.record.fingerprint, policy="spread"
+            config,
+            self.plan.columns,
+            output=self.storage.uri,
+            fingerprint=self.record.fingerprint,
+            model="emoji",
+            policy="spread",
         )
 
     def new_record(self, **versions: str) -> RunRecord:
