@@ -13,7 +13,7 @@ from skipvar.model.config import ModelConfig
 from skipvar.model.device import Device, Dtype, find_device, find_dtype
 from skipvar.model.identity import Files, LocalFiles, config_sha256, identify
 from skipvar.model.schedules import Schedule, find_schedule
-from skipvar.skip.policy import TRIALS, CertifiedPolicy, Policy, Promise
+from skipvar.skip.policy import TRIALS, CertifiedPolicy, Conditions, Policy, Promise
 from skipvar.skip.policy_file import ModelFacts, load_policy
 from skipvar.skip.strategy import STRATEGY_NAMES, default_decision_scale, make_strategy
 
@@ -27,9 +27,8 @@ class Resolved:
     model: ModelConfig
     weights_sha256: Mapping[str, str]
     """Of each network."""
-    cfg: tuple[float, ...] | None
-    """The configuration's of each scale, where a row has none; None: it has another number of them. As `tau`."""
-    tau: tuple[float, ...] | None
+    conditions: Conditions
+    """What a promise depends on; rows may have settings of their own."""
     size: str
     guidance_layers: tuple[int, ...]
     """0: guidance on the logits; -j: after block depth-j."""
@@ -134,18 +133,23 @@ def resolve(config: RunConfig, files: Files | None = None, device: Device | None
     num_scales = all_schedules(identity.config, size)[0].num_scales
     device = device or find_device(config.model.device)
     dtype = find_dtype(config.model.dtype, device)
-    cfg, tau = (_per_scale(value, num_scales) for value in (config.sampling.cfg, config.sampling.tau))
     usual = known_schedule(identity.config, config.sampling.aspect_ratio, size)
-    grids = None if usual is None else usual.grids
-    facts = ModelFacts(
-        identity.config.name, num_scales, identity.weights_sha256, cfg=cfg, tau=tau, dtype=dtype, grids=grids
+    conditions = Conditions(
+        cfg=_per_scale(config.sampling.cfg, num_scales),
+        tau=_per_scale(config.sampling.tau, num_scales),
+        top_k=config.sampling.top_k,
+        top_p=config.sampling.top_p,
+        negative_prompt=config.sampling.negative_prompt or None,
+        cfg_insertion_layers=layers,
+        dtype=dtype,
+        grids=None if usual is None else usual.grids,
     )
+    facts = ModelFacts(identity.config.name, num_scales, identity.weights_sha256, conditions)
     policy = load_policy(config.policy, facts, force=config.policy_force, read=files.read)
     return Resolved(
         model=identity.config,
         weights_sha256=identity.weights_sha256,
-        cfg=cfg,
-        tau=tau,
+        conditions=conditions,
         size=size,
         guidance_layers=layers,
         policy=policy,

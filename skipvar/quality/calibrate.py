@@ -3,14 +3,13 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from skipvar.config import RunConfig
 from skipvar.engine.resolved import Resolved, strategy_costs
 from skipvar.errors import InputError
-from skipvar.model.schedules import find_schedule
 from skipvar.quality.evaluate import cheapest
 from skipvar.quality.trials import TrialTable
 from skipvar.skip.calibration import TrialScores, choose_grid, fit_policy, rank_correlations
@@ -50,7 +49,7 @@ def calibrate(
         "num_scales": resolved.num_scales,
         "decision_scale": resolved.policy.decision_scale,
         "aspect_ratio": config.sampling.aspect_ratio,
-        "weights_sha256": {name: resolved.weights_sha256[name] for name in ("transformer", "vae")},
+        "weights_sha256": dict(resolved.weights_sha256),
     }
     grid_scale, losses = choose_grid(trials, FLOORS)
     policies.mkdir(parents=True, exist_ok=True)
@@ -104,15 +103,7 @@ def _write_certified(
 ) -> None:
     """A certified policy for each promise that these trials prove, and a sentence for each that they do not."""
     sampling = config.sampling
-    schedule = find_schedule(resolved.model.schedules, sampling.aspect_ratio, resolved.size)
-    tested_with = {
-        **fitted_for,
-        "cfg": resolved.cfg,
-        "tau": resolved.tau,
-        "dtype": resolved.dtype,
-        "grids": [list(grid) for grid in schedule.grids],
-        "prompts": str(config.input.path),
-    }
+    tested_with = {**fitted_for, **asdict(resolved.conditions), "prompts": str(config.input.path)}
     costs = strategy_costs(resolved, sampling.aspect_ratio)
     parts = split_by_prompt(trials, sampling.seed)
     for floor, alpha in PROMISES:

@@ -2,9 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 from skipvar.skip.chances import ChanceTable
 from skipvar.skip.features import DecodedProbe, ProbeRule
@@ -183,6 +183,43 @@ class Promise:
     """The chance of a wrong verdict, in (0, 1)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What a run's images depend on besides weights, prompts and seeds: a promise holds under those it was tested with.
+
+    The fields bear their names in a configuration and in a policy file's `fitted_for`.
+    """
+
+    cfg: tuple[float, ...] | None
+    """Of each scale, where a row has none; None: the configuration has another number of them. As `tau`."""
+    tau: tuple[float, ...] | None
+    top_k: int
+    top_p: float
+    negative_prompt: str | None
+    cfg_insertion_layers: tuple[int, ...]
+    dtype: str
+    """float32 or bfloat16."""
+    grids: tuple[tuple[int, int], ...] | None
+    """The schedule of the run's aspect ratio and size; None: the model lacks the ratio."""
+
+    def differences(self, other: "Conditions") -> Iterator[tuple[str, Any, Any]]:
+        """What is not the same there: its name, and both values."""
+        for one in fields(self):
+            mine, theirs = getattr(self, one.name), getattr(other, one.name)
+            if one.name in ("cfg", "tau", "top_p"):
+                is_same = mine is not None and theirs is not None and are_close(_listed(mine), _listed(theirs))
+            elif one.name == "top_k":
+                is_same = (mine == 1) == (theirs == 1)  # no other value has an effect on binary codes
+            else:
+                is_same = mine == theirs
+            if not is_same:
+                yield one.name, mine, theirs
+
+
+def _listed(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
 @dataclass(frozen=True)
 class CertifiedPolicy:
     """The cheapest strategy whose chance of staying above an SSIM floor passes a tested threshold; else `base`."""
@@ -192,9 +229,7 @@ class CertifiedPolicy:
     decision_scale: int | None
     probe: ProbeRule
     table: ChanceTable
-    cfg: tuple[float, ...]
-    """Of each scale: what the promise was tested with. A row with other settings of its own is made under `base`."""
-    tau: tuple[float, ...]
+    tested_with: Conditions
     aspect_ratio: float
     promise: Promise
     known_strategy: None = None
@@ -204,10 +239,10 @@ class CertifiedPolicy:
         return ("base", *self.table.forecasts)
 
     def decide(self, request: Request, numbers: Sequence[float]) -> Decision:
-        """`base` where cfg, tau or aspect ratio of the request are not those of the test; else the table's choice."""
-        asked, tested = (request.aspect_ratio,), (self.aspect_ratio,)
-        pairs = ((request.cfg, self.cfg), (request.tau, self.tau), (asked, tested))
-        if not all(are_close(*pair) for pair in pairs):
+        """`base` where the row has settings of its own that are not those of the test; else the table's choice."""
+        own = replace(self.tested_with, cfg=request.cfg, tau=request.tau, negative_prompt=request.negative_prompt)
+        has_same_ratio = are_close((request.aspect_ratio,), (self.aspect_ratio,))
+        if not has_same_ratio or any(self.tested_with.differences(own)):
             return Decision("base")
         return Decision(*self.table.choose(numbers))
 

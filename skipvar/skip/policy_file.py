@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from skipvar.skip.features import FREQUENCIES, LATENT_MEANS, LATENT_SIDES, Decod
 from skipvar.skip.policy import (
     TRIALS,
     CertifiedPolicy,
+    Conditions,
     FixedPolicy,
     LogisticPolicy,
     LogisticStage,
@@ -22,7 +23,6 @@ from skipvar.skip.policy import (
     Promise,
     SpreadPolicy,
     TrialPolicy,
-    are_close,
 )
 from skipvar.skip.strategy import STRATEGY_NAMES, default_decision_scale, make_strategy
 
@@ -54,13 +54,8 @@ class ModelFacts:
     name: str
     num_scales: int
     weights_sha256: Mapping[str, str]
-    cfg: tuple[float, ...] | None = None
-    """Of each scale. It, `tau` and `dtype` are asked by certified policies alone; None matches no promise."""
-    tau: tuple[float, ...] | None = None
-    dtype: str | None = None
-    """float32 or bfloat16."""
-    grids: tuple[tuple[int, int], ...] | None = None
-    """The schedule of the run's aspect ratio and size."""
+    conditions: Conditions | None = None
+    """Asked by certified policies alone; None matches no promise."""
 
 
 def load_policy(
@@ -107,7 +102,7 @@ def _load_file(path: str, facts: ModelFacts, read: Callable[[str], bytes], *, fo
         if not force:
             _check_fits(path, fitted_for, facts)
             if isinstance(policy, CertifiedPolicy):
-                _check_promise(path, fitted_for, facts)
+                _check_promise(path, policy.tested_with, facts.conditions)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"policy {path}: not a policy file ({type(error).__name__}: {error})") from error
     grid_scale = policy.probe.grid_scale if isinstance(policy.probe, DecodedProbe) else 0
@@ -126,9 +121,9 @@ def _policy_of(content: Mapping[str, Any], content_hash: str, decision_scale: in
         return LogisticPolicy(name, content_hash, decision_scale, probe, skip, uncond)
     if content["kind"] != "certified":
         raise ValueError(f"kind is {content['kind']!r}, accepted: 'logistic', 'certified'")
-    if not fitted_for.get("weights_sha256") or not {"dtype", "grids"} <= fitted_for.keys():
-        raise ValueError("a certified policy's fitted_for names weights_sha256, cfg, tau, dtype, grids, aspect_ratio")
-    cfg, tau = (tuple(float(value) for value in fitted_for[key]) for key in ("cfg", "tau"))
+    needed = {"weights_sha256", "aspect_ratio", *(one.name for one in fields(Conditions))}
+    if absent := needed - {key for key in fitted_for if key != "weights_sha256" or fitted_for[key]}:
+        raise ValueError(f"a certified policy's fitted_for lacks {', '.join(sorted(absent))}")
     ratio = float(fitted_for["aspect_ratio"])
     table = table_from_json(content["chances"])
     for strategy in table.forecasts:
@@ -136,8 +131,22 @@ def _policy_of(content: Mapping[str, Any], content_hash: str, decision_scale: in
     floor, alpha, delta = (float(content["certificate"][key]) for key in ("ssim_floor", "alpha", "delta"))
     if not (0 < alpha < 1 and 0 < delta < 1):
         raise ValueError("certificate: alpha and delta must be between 0 and 1")
-    return CertifiedPolicy(
-        name, content_hash, decision_scale, probe, table, cfg, tau, ratio, Promise(floor, alpha, delta)
+    tested_with, promise = _conditions_of(fitted_for), Promise(floor, alpha, delta)
+    return CertifiedPolicy(name, content_hash, decision_scale, probe, table, tested_with, ratio, promise)
+
+
+def _conditions_of(content: Mapping[str, Any]) -> Conditions:
+    """What a certified policy was tested with; raises `ValueError`, `KeyError` or `TypeError` where it is not told."""
+    negative_prompt = content["negative_prompt"]
+    return Conditions(
+        cfg=tuple(float(value) for value in content["cfg"]),
+        tau=tuple(float(value) for value in content["tau"]),
+        top_k=int(content["top_k"]),
+        top_p=float(content["top_p"]),
+        negative_prompt=None if negative_prompt is None else str(negative_prompt),
+        cfg_insertion_layers=tuple(int(layer) for layer in content["cfg_insertion_layers"]),
+        dtype=str(content["dtype"]),
+        grids=tuple((int(height), int(width)) for height, width in content["grids"]),
     )
 
 
@@ -199,22 +208,17 @@ def _check_fits(path: str, fitted_for: Mapping[str, Any], facts: ModelFacts) -> 
             )
 
 
-def _check_promise(path: str, fitted_for: Mapping[str, Any], facts: ModelFacts) -> None:
+def _check_promise(path: str, tested_with: Conditions, conditions: Conditions | None) -> None:
     """Refuses a certified policy for settings that its promise was not tested with."""
-    tested_grids = tuple((height, width) for height, width in fitted_for["grids"])
-    checks = [
-        ("cfg", fitted_for["cfg"], facts.cfg, are_close(fitted_for["cfg"], facts.cfg or ())),
-        ("tau", fitted_for["tau"], facts.tau, are_close(fitted_for["tau"], facts.tau or ())),
-        ("dtype", fitted_for["dtype"], facts.dtype, fitted_for["dtype"] == facts.dtype),
-        ("schedule", tested_grids, facts.grids, tested_grids == facts.grids),
-    ]
-    for what, tested, actual, is_same in checks:
-        if not is_same:
-            raise ConfigError(
-                f"policy {path} promises nothing for this {what} (tested with {_short(tested)}, this run has "
-                f"{_short(actual)}): choose another policy, certify one with jobs.calibrate, or insist with "
-                "policy_force=true"
-            )
+    if conditions is None:
+        raise ConfigError(f"policy {path} promises nothing here: what the run's images depend on is not known")
+    for name, tested, actual in tested_with.differences(conditions):
+        what = "schedule" if name == "grids" else name
+        raise ConfigError(
+            f"policy {path} promises nothing for this {what} (tested with {_short(tested)}, this run has "
+            f"{_short(actual)}): choose another policy, certify one with jobs.calibrate, or insist with "
+            "policy_force=true"
+        )
 
 
 def _short(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,21 @@ from skipvar.errors import ConfigError
 from skipvar.skip.calibration import TrialScores
 from skipvar.skip.certify import allowed_misses, certify, one_each, p_value, policy_content, split_by_prompt
 from skipvar.skip.features import DecodedProbe, LatentProbe
+from skipvar.skip.policy import Conditions
 from skipvar.skip.policy_file import ModelFacts, load_policy
 from skipvar.types import Probe, Request
 
 COSTS = {"base": 100.0, "uncond_1": 80.0, "skip_1": 70.0, "skip_2": 50.0, "skip_3": 30.0}
 LOSS = {"base": 0.0, "uncond_1": 0.05, "skip_1": 0.1, "skip_2": 0.18, "skip_3": 0.3}
 GRIDS = tuple((side, side) for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
-FACTS = ModelFacts("emoji", 10, {"transformer": "ab"}, cfg=(2.0,) * 10, tau=(0.3,) * 10, dtype="float32", grids=GRIDS)
+CONDITIONS = Conditions(
+    cfg=(2.0,) * 10, tau=(0.3,) * 10, top_k=900, top_p=0.97, negative_prompt=None, cfg_insertion_layers=(0,),
+    dtype="float32", grids=GRIDS,
+)  # fmt: skip
+FACTS = ModelFacts("emoji", 10, {"transformer": "ab"}, CONDITIONS)
 FITTED_FOR = {
     "model": "emoji", "num_scales": 10, "decision_scale": 6, "weights_sha256": {"transformer": "ab"},
-    "cfg": [2.0] * 10, "tau": [0.3] * 10, "dtype": "float32",
-    "grids": [list(grid) for grid in GRIDS], "aspect_ratio": 1.0,
+    **asdict(CONDITIONS), "aspect_ratio": 1.0,
 }  # fmt: skip
 
 
@@ -124,12 +128,13 @@ def test_a_certified_file_loads_and_decides_as_it_was_tested(
     path.write_text(json.dumps(content))
     policy = load_policy(str(path), FACTS)
     assert (policy.probe, policy.decision_scale, policy.known_strategy) == (DecodedProbe(6), 6, None)
-    request = make_request(0, cfg=(2.0,) * 10, tau=(0.3,) * 10)
+    request = make_request(1, cfg=(2.0,) * 10, tau=(0.3,) * 10)
     easy, hard = (0.0, 0.0), (1.0, 0.0)
     assert policy.decide(request, easy).strategy == "skip_3" and policy.decide(request, hard).strategy != "skip_3"
     assert policy.decide(request, (float("nan"), 0.0)).strategy == "base"
-    assert policy.decide(make_request(0, cfg=(3.0,) * 10, tau=(0.3,) * 10), easy).strategy == "base"
+    assert policy.decide(make_request(1, cfg=(3.0,) * 10, tau=(0.3,) * 10), easy).strategy == "base"
     assert policy.decide(replace(request, aspect_ratio=0.5), easy).strategy == "base"
+    assert policy.decide(replace(request, negative_prompt="blurry"), easy).strategy == "base"
     scores = policy.decide(request, easy).scores
     assert scores is not None and scores["base"] == 1.0 and all(0 <= score <= 1 for score in scores.values())
 
@@ -144,7 +149,11 @@ def test_a_certified_file_loads_and_decides_as_it_was_tested(
         ({"num_scales": 9}, "another number of scales"),
         ({"name": "infinity_2b"}, "another model"),
         ({"cfg": None}, "nothing for this cfg"),
-        ({"grids": ((1, 1),) * 10}, "nothing for this schedule"),
+        ({"grids": ((1, 1),) * 10}, "nothing for this schedule (tested with 1x1 2x2 3x3"),
+        ({"top_k": 1}, "nothing for this top_k (tested with 900, this run has 1)"),
+        ({"top_p": 0.5}, "nothing for this top_p"),
+        ({"negative_prompt": "blurry"}, "nothing for this negative_prompt (tested with None, this run has blurry)"),
+        ({"cfg_insertion_layers": (0, -2)}, "nothing for this cfg_insertion_layers"),
     ],
 )
 def test_another_run_is_refused_in_one_sentence(
@@ -152,7 +161,9 @@ def test_another_run_is_refused_in_one_sentence(
 ) -> None:
     path = tmp_path / "policy.json"
     path.write_text(json.dumps(content))
-    other = ModelFacts(**{**FACTS.__dict__, **changed})
+    of_model = {key: value for key, value in changed.items() if key in FACTS.__dict__}
+    of_run = {key: value for key, value in changed.items() if key not in of_model}
+    other = replace(FACTS, **of_model, conditions=replace(CONDITIONS, **of_run))
     with pytest.raises(ConfigError, match="policy") as error:
         load_policy(str(path), other)
     assert said in str(error.value) and "\n" not in str(error.value)
