@@ -32,7 +32,7 @@ test: .venv/setup-dev ## Run the tests (fault injection in reduced number)
 test-faults: .venv/setup-dev ## Run the fault injection in full (long)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -m faults $(ARGS)
 
-coverage: .venv/setup-dev ## Run the tests that start no cluster and say which lines they reach
+coverage: .venv/setup-dev ## Run the tests without commands, faults and S3, and say which lines they reach
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -m 'not faults' --cov --cov-report=term \
 	    --ignore=tests/jobs --ignore=tests/cluster --ignore=tests/storage --ignore=tests/faults $(ARGS)
 

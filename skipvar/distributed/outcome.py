@@ -155,7 +155,7 @@ def summary(outcome: Outcome) -> str:
         lines.append(f"contact sheet: {path}/{SHEET}")
     lines.append(f"dataset: {path}")
     loader = f"load_dataset('parquet', data_files='{path}/data/*.parquet', split='train')"
-    lines.append(f'open it: python -c "from datasets import load_dataset; print({loader})"')
+    lines.append(f'open it (pip install datasets): python -c "from datasets import load_dataset; print({loader})"')
     if outcome.has_report:
         lines.append(f"report: {path}/{REPORT}")
     return "\n".join(lines)
