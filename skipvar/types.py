@@ -205,7 +205,6 @@ class UnitReport:
     """False: another worker had published the unit with other content than was made here."""
     strategies: Mapping[str, int]
     """Images made under each strategy."""
-    seconds: float
     audit_scores: tuple[float, ...] = ()
     """SSIM to `base` of the images that were audited."""
 

@@ -27,6 +27,8 @@ def test_the_example_in_python(folder: Path) -> None:
 
 
 def test_the_command_for_ones_own_prompts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    [command] = re.findall(r"## Your own prompts\n\n```sh\n\. \.venv/bin/activate.*\npython -m jobs\.generate (.*?)\n", README)
+    [command] = re.findall(
+        r"## Your own prompts\n\n```sh\n\. \.venv/bin/activate.*\npython -m jobs\.generate (.*?)\n", README
+    )
     (folder / "prompts.jsonl").write_text('{"prompt": "an apple"}\n')
     assert main([*shlex.split(command), "--dry-run"]) == 0, capsys.readouterr().err

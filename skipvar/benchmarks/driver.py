@@ -75,7 +75,7 @@ class SimulatedFleet:
             seconds = self._random.uniform(0.5, 1.5) * self._unit_seconds
             replica.free_at = max(self.now, replica.free_at) + seconds
             replica.num_read += 1
-            self._at(replica.free_at, member, null_report(assignment.unit.index, seconds))
+            self._at(replica.free_at, member, null_report(assignment.unit.index))
 
     def events(self, _timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
         """What replicas say, up to `MAX_EVENTS_A_ROUND` events; where none is due yet, the clock jumps to the next."""

@@ -30,13 +30,12 @@ def null_started() -> Started:
     return Started(report=device, wanted_requests=WANTED_UNITS * UNIT_ROWS)
 
 
-def null_report(unit: int, seconds: float) -> UnitReport:
-    """A unit of `UNIT_ROWS` images, all under `base`, made in `seconds`."""
+def null_report(unit: int) -> UnitReport:
+    """A unit of `UNIT_ROWS` images, all under `base`."""
     return UnitReport(
         unit=unit,
         num_images=UNIT_ROWS,
         num_failures=0,
         same_content=True,
         strategies={"base": UNIT_ROWS},
-        seconds=seconds,
     )

@@ -22,6 +22,7 @@ from skipvar.distributed.messages import (
     unpack,
 )
 from skipvar.distributed.stopping import StopSignal
+from skipvar.engine.statistics import EngineStatistics
 
 
 class NullReplica:
@@ -35,12 +36,10 @@ class NullReplica:
     async def send(self, message: ToReplica) -> None:
         """Answers each assignment with `UnitDone` and `Progress`, and `Stop` with `Stopped`."""
         if isinstance(message, Stop):
-            self._outbox.put_nowait(Stopped(statistics={}))
+            self._outbox.put_nowait(Stopped(statistics=EngineStatistics()))
         for assignment in message.assignments if isinstance(message, Supply) else ():
             self._num_done += 1
-            self._outbox.put_nowait(
-                UnitDone(unit=assignment.unit.index, report=null_report(assignment.unit.index, 0.0))
-            )
+            self._outbox.put_nowait(UnitDone(unit=assignment.unit.index, report=null_report(assignment.unit.index)))
             self._outbox.put_nowait(Progress(num_published=self._num_done, num_read=self._num_done))
 
     async def receive(self, messages: bytes) -> bytes:

@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 from skipvar.config import RunConfig
 from skipvar.distributed.dispatch import Dispatcher
@@ -25,6 +24,7 @@ from skipvar.distributed.messages import (
 from skipvar.distributed.metrics import Metrics
 from skipvar.distributed.opening import OpenRun
 from skipvar.distributed.stopping import StopSignal
+from skipvar.engine.statistics import EngineStatistics
 from skipvar.errors import StoppedError
 from skipvar.quality.audit_book import AuditBook
 
@@ -78,7 +78,7 @@ class Driver:
         """Replicas that died at work since a unit was published or an isolation survived."""
         self._num_idle_deaths = 0
         """Replicas that died before they had anything to do, since then."""
-        self.statistics: list[dict[str, Any]] = []
+        self.statistics: list[EngineStatistics] = []
         """Of the engines that ended in order meanwhile."""
 
     def run(self) -> None:
@@ -125,7 +125,7 @@ class Driver:
             case ReplicaLost():
                 self._lose(member, message)
             case Stopped():
-                self.statistics.append(dict(message.statistics))
+                self.statistics.append(message.statistics)
                 self._lose(member, ReplicaLost(reason="its node is going", is_preempted=True))
             case RunFailed():
                 self._fleet.drop(member)  # it says no more

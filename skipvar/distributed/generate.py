@@ -5,7 +5,6 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 from skipvar.config import RunConfig
 from skipvar.distributed.auditing import count_published, open_audits
@@ -21,6 +20,7 @@ from skipvar.distributed.outcome import Outcome, conclude
 from skipvar.distributed.prometheus import RunMetrics
 from skipvar.distributed.replica import EngineFactory
 from skipvar.distributed.stopping import StopSignal
+from skipvar.engine.statistics import EngineStatistics
 from skipvar.errors import EXIT_USAGE, SkipvarError, StorageError
 from skipvar.local import build_local_engine
 from skipvar.quality.audit_book import AuditBook
@@ -43,7 +43,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
         log.attach(run.storage, log_name(run.session, "driver"))
         with _heartbeat(run.lease, stop):
             metrics = _metrics(config, run)
-            statistics: list[dict[str, Any]] = []
+            statistics: list[EngineStatistics] = []
             audits, error = _open_audits(config, run)
             if run.num_units and error is None:
                 cluster.start()
@@ -60,7 +60,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
             if isinstance(error, StorageError):  # it had its retries; what is said at the end gets a few seconds
                 run = run.with_retry_seconds(LAST_RETRY_SECONDS)
                 log.attach(run.storage, log_name(run.session, "driver"))
-            outcome = conclude(run, metrics, statistics, error, audits, before=run.record.counts.get("engine"))
+            outcome = conclude(run, metrics, statistics, error, audits)
             if error is not None and error.exit_code == EXIT_USAGE and not metrics.num_units:
                 log.discard()
                 run.withdraw()  # a mistake that only a replica could find: as if found before any work
@@ -92,14 +92,14 @@ def _open_audits(config: RunConfig, run: OpenRun) -> tuple[AuditBook | None, Ski
         return None, error
 
 
-def _end(fleet: Fleet, metrics: Metrics, grace_seconds: float) -> list[dict[str, Any]]:
+def _end(fleet: Fleet, metrics: Metrics, grace_seconds: float) -> list[EngineStatistics]:
     """End the replicas; counts what they still published and returns their engines' statistics."""
     statistics = []
     for _, message in fleet.stop(grace_seconds):
         if isinstance(message, UnitDone) and message.report is not None:
             metrics.published(message.report)
         elif isinstance(message, Stopped):
-            statistics.append(dict(message.statistics))
+            statistics.append(message.statistics)
     metrics.close()
     return statistics
 

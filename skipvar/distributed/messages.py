@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from skipvar.engine.resolved import DeviceReport
+from skipvar.engine.statistics import EngineStatistics
 from skipvar.errors import SkipvarError
 from skipvar.types import RequestKey, Unit, UnitReport
 
@@ -87,8 +88,7 @@ class UnitDone:
 class Stopped:
     """Replica to driver: the last word after `Stop`."""
 
-    statistics: Mapping[str, Any]
-    """The engine's, as `EngineStatistics.to_dict` gives them."""
+    statistics: EngineStatistics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

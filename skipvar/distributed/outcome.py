@@ -9,21 +9,19 @@ from typing import Any, TypeVar
 from skipvar.distributed.metrics import Metrics
 from skipvar.distributed.opening import OpenRun
 from skipvar.engine.resolved import Resolved
-from skipvar.engine.statistics import merge_statistics
+from skipvar.engine.statistics import EngineStatistics
 from skipvar.errors import EXIT_ALL_ROWS, EXIT_ERROR_ROWS, EXIT_STOPPED, SkipvarError
 from skipvar.quality.audit import AuditResult
 from skipvar.quality.audit_book import AuditBook
 from skipvar.report.gather import RunFacts
 from skipvar.report.page import REPORT, write_report
-from skipvar.report.sheet import write_sheet
+from skipvar.report.sheet import SHEET, write_sheet
 from skipvar.shards.record import State
 from skipvar.shards.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 Shown = TypeVar("Shown")
-
-SHEET = "preview.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +47,15 @@ class Outcome:
 def conclude(
     run: OpenRun,
     metrics: Metrics,
-    statistics: list[dict[str, Any]],
+    statistics: list[EngineStatistics],
     error: SkipvarError | None,
     audits: AuditBook | None,
-    *,
-    before: dict[str, Any] | None = None,
 ) -> Outcome:
     """Count what the output holds, record how the run ended, and say so by an exit code.
 
-    `statistics` are those of this session's engines, `before` those of the earlier sessions that ended in order.
+    `statistics` are those of this session's engines; what earlier sessions that ended in order told is added.
     """
-    counts = _session_counts(run, metrics, statistics, before, audits)
+    counts = _session_counts(run, metrics, statistics, audits)
     reason = None if error is None else str(error)
     state: State = "stopped"
     facts: RunFacts | None = None
@@ -72,7 +68,7 @@ def conclude(
                 counts["errors"] = run.ledger.num_errors()
                 counts["images"] = counts["requests"] - counts["errors"]
                 state = "finished_with_errors" if counts["errors"] else "finished"
-                _warned(lambda: write_sheet(run.storage, SHEET))
+                _warned(lambda: write_sheet(run.storage))
                 facts = _report(run.storage, state, counts)
                 counts["audit"] = None if facts is None else asdict(facts.audit)
         run.ledger.finish(state, counts)
@@ -97,12 +93,14 @@ def conclude(
 def _session_counts(
     run: OpenRun,
     metrics: Metrics,
-    statistics: list[dict[str, Any]],
-    before: dict[str, Any] | None,
+    statistics: list[EngineStatistics],
     audits: AuditBook | None,
 ) -> dict[str, Any]:
     """What is known without looking at the output."""
-    engines = statistics if before is None else [before, *statistics]
+    before = run.record.counts.get("engine")
+    total = EngineStatistics() if before is None else EngineStatistics.from_dict(before)
+    for engine in statistics:
+        total.add(engine)
     return {
         "requests": run.plan.identity.num_requests,
         "session_images": metrics.num_images,
@@ -112,7 +110,7 @@ def _session_counts(
         "differing_units": metrics.num_differing_units,
         "replicas": len(statistics),
         "devices": [asdict(device) for device in metrics.devices],
-        "engine": merge_statistics(engines) if engines else None,
+        "engine": total.to_dict() if statistics or before else None,
         "cost": metrics.cost.to_dict(metrics.num_images),
         "audit_state": None if audits is None else audits.to_dict(),
     }

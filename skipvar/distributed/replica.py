@@ -83,7 +83,7 @@ class Replica:
                 self._outbox.put([Started(report=engine.report, wanted_requests=wanted, node=node)])
                 self._worker.run()
             # its log is closed: the driver ends it now
-            self._outbox.put([Stopped(statistics=engine.statistics.to_dict())])
+            self._outbox.put([Stopped(statistics=engine.statistics)])
         except SkipvarError as error:
             self._outbox.put([RunFailed(error=error)])
         except BaseException as error:

@@ -1,7 +1,8 @@
 """What an engine did: counts and seconds, added up as it runs."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -18,10 +19,23 @@ class BatchCount:
     def fill(self) -> float:
         return self.images / self.capacity if self.capacity else 0.0
 
+    def add(self, other: "BatchCount") -> None:
+        self.batches += other.batches
+        self.images += other.images
+        self.capacity += other.capacity
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "fill": round(self.fill, 4)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "BatchCount":
+        """What `to_dict` told."""
+        return cls(content["batches"], content["images"], content["capacity"])
+
 
 @dataclass
 class EngineStatistics:
-    """Of one engine since it was built. `to_dict` is JSON-able; `merge_statistics` adds up several."""
+    """Of one engine since it was built. `to_dict` is JSON-able."""
 
     images: int = 0
     failures: int = 0
@@ -46,51 +60,46 @@ class EngineStatistics:
         return images / capacity if capacity else 0.0
 
     def count(self, into: BatchCount, num_images: int, limit: int) -> None:
-        into.batches += 1
-        into.images += num_images
-        into.capacity += limit
+        into.add(BatchCount(1, num_images, limit))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, with the fills worked out."""
-
-        def of(count: BatchCount) -> dict[str, Any]:
-            return {
-                "batches": count.batches,
-                "images": count.images,
-                "capacity": count.capacity,
-                "fill": round(count.fill, 4),
-            }
-
         return {
             "images": self.images,
             "failures": self.failures,
-            "prefix": of(self.prefix),
-            "suffix": {name: of(count) for name, count in sorted(self.suffix.items())},
+            "prefix": self.prefix.to_dict(),
+            "suffix": {name: count.to_dict() for name, count in sorted(self.suffix.items())},
             "suffix_fill": round(self.suffix_fill, 4),
-            "whole": {name: of(count) for name, count in sorted(self.whole.items())},
+            "whole": {name: count.to_dict() for name, count in sorted(self.whole.items())},
             "token_forwards_run": self.token_forwards_run,
             "token_forwards_saved": self.token_forwards_saved,
             "out_of_memory": self.out_of_memory,
             "seconds": {name: round(value, 3) for name, value in sorted(self.seconds.items())},
         }
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "EngineStatistics":
+        """What `to_dict` told. KeyError or TypeError for anything else."""
+        total = cls()
+        for name in _SUMS:
+            setattr(total, name, content[name])
+        total.prefix.add(BatchCount.from_dict(content["prefix"]))
+        for into, counts in ((total.suffix, content["suffix"]), (total.whole, content["whole"])):
+            for strategy, count in counts.items():
+                into[strategy].add(BatchCount.from_dict(count))
+        total.seconds.update(content["seconds"])
+        return total
 
-def merge_statistics(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The sum of several engines' `to_dict`, with the fills worked out anew."""
-    total = EngineStatistics()
-    for part in parts:
-        for name in ("images", "failures", "token_forwards_run", "token_forwards_saved", "out_of_memory"):
-            setattr(total, name, getattr(total, name) + part[name])
-        _add(total.prefix, part["prefix"])
-        for kind, counts in (("suffix", total.suffix), ("whole", total.whole)):
-            for strategy, count in part[kind].items():
-                _add(counts[strategy], count)
-        for name, seconds in part["seconds"].items():
-            total.seconds[name] += seconds
-    return total.to_dict()
+    def add(self, other: "EngineStatistics") -> None:
+        """What another engine did, too."""
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.prefix.add(other.prefix)
+        for into, counts in ((self.suffix, other.suffix), (self.whole, other.whole)):
+            for strategy, count in counts.items():
+                into[strategy].add(count)
+        for name, seconds in other.seconds.items():
+            self.seconds[name] += seconds
 
 
-def _add(into: BatchCount, part: dict[str, Any]) -> None:
-    into.batches += part["batches"]
-    into.images += part["images"]
-    into.capacity += part["capacity"]
+_SUMS = ("images", "failures", "token_forwards_run", "token_forwards_saved", "out_of_memory")

@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from skipvar.shards.storage import Storage
+from skipvar.shards.unitfile import DATA, parse_data_name
 
+SHEET = "preview.png"
 MAX_IMAGES = 64
 COLUMNS = 8
 CELL_WIDTH = 168
@@ -34,8 +36,9 @@ class Picture:
 
 def read_pictures(storage: Storage, limit: int = MAX_IMAGES) -> Iterator[Picture]:
     """The first images of a published dataset, in its order."""
-    for entry in storage.list("data/"):
-        if ".retry-" in entry.name or not entry.name.endswith(".parquet"):
+    for entry in storage.list(DATA):
+        parsed = parse_data_name(entry.name)
+        if parsed is None or parsed[1]:  # a retry lies beside its unit
             continue
         with storage.open(entry.name) as file:
             parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16)  # no more pages than are shown
@@ -62,11 +65,11 @@ def draw_sheet(pictures: list[Picture]) -> bytes:
     return file.getvalue()
 
 
-def write_sheet(storage: Storage, name: str = "preview.png") -> int:
+def write_sheet(storage: Storage) -> int:
     """Put the contact sheet beside the dataset; returns the number of pictures on it (0: nothing is written)."""
     pictures = list(read_pictures(storage))
     if pictures:
-        storage.replace(name, draw_sheet(pictures))
+        storage.replace(SHEET, draw_sheet(pictures))
     return len(pictures)
 
 

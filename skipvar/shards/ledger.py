@@ -54,7 +54,7 @@ class Ledger:
         self._storage = storage
 
     def read_run(self) -> RunRecord | None:
-        """The record of the run in this output; None if there is none. Its `resolved` values hold for a resumed run."""
+        """The record of the run in this output; None if there is none."""
         try:
             record = RunRecord.from_json(self._storage.read(RUN_FILE))
         except NotFoundError:

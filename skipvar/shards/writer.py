@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,7 +93,6 @@ class UnitWriter:
         self._phase_seconds: defaultdict[str, float] = defaultdict(float)
         self._audit_seconds: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
-        self._started = time.monotonic()
 
     def add(self, item: Image | Failure) -> None:
         """Take a result; encodes an image here, in the caller's thread."""
@@ -144,7 +142,6 @@ class UnitWriter:
             num_failures=published.error_rows,
             same_content=same,
             strategies=strategies,
-            seconds=time.monotonic() - self._started,
             audit_scores=tuple(scores),
         )
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from skipvar.skip.features import DecodedProbe, LatentProbe, ProbeRule
+from skipvar.skip.strategy import NUM_DECIDED_SCALES
 from skipvar.types import Probe
 
-MAX_CHANGED = 3
 FOLDS = 5
 
 
@@ -42,8 +42,8 @@ def labels(trials: Sequence[TrialScores], kind: str, floor: float) -> np.ndarray
     """
     found = []
     for trial in trials:
-        kept = [trial.ssim[f"{kind}_{count}"] >= floor for count in range(1, MAX_CHANGED + 1)]
-        found.append(kept.index(False) if False in kept else MAX_CHANGED)
+        kept = [trial.ssim[f"{kind}_{count}"] >= floor for count in range(1, NUM_DECIDED_SCALES + 1)]
+        found.append(kept.index(False) if False in kept else NUM_DECIDED_SCALES)
     return np.array(found)
 
 
@@ -143,6 +143,6 @@ def rank_correlations(trials: Sequence[TrialScores], grid_scale: int) -> dict[st
     from scipy.stats import spearmanr
 
     x = features(trials, grid_scale)
-    ssim = [[trial.ssim[f"skip_{count}"] for trial in trials] for count in range(1, MAX_CHANGED + 1)]
+    ssim = [[trial.ssim[f"skip_{count}"] for trial in trials] for count in range(1, NUM_DECIDED_SCALES + 1)]
     names = ("spearman_sobel", "spearman_fft")
     return {name: [round(float(spearmanr(x[:, i], y).statistic), 3) for y in ssim] for i, name in enumerate(names)}

@@ -24,7 +24,7 @@ from skipvar.skip.policy import (
     SpreadPolicy,
     TrialPolicy,
 )
-from skipvar.skip.strategy import STRATEGY_NAMES, default_decision_scale, make_strategy
+from skipvar.skip.strategy import NUM_DECIDED_SCALES, STRATEGY_NAMES, default_decision_scale, make_strategy
 
 
 def check_spec(spec: str | None) -> None:
@@ -81,7 +81,9 @@ def load_policy(
         return FixedPolicy(strategy, decision_scale)
     if spec in ("spread", TRIALS):
         if decision_scale is None:
-            raise ConfigError(f"policy {spec} needs at least 5 scales, this size has {facts.num_scales}")
+            raise ConfigError(
+                f"policy {spec} needs at least {NUM_DECIDED_SCALES + 2} scales, this size has {facts.num_scales}"
+            )
         return SpreadPolicy(decision_scale) if spec == "spread" else TrialPolicy(decision_scale)
     return _load_file(spec, facts, read, force=force)
 
@@ -97,7 +99,7 @@ def _load_file(path: str, facts: ModelFacts, read: Callable[[str], bytes], *, fo
         fitted_for = content["fitted_for"]
         if absent := {"model", "num_scales", "decision_scale"} - fitted_for.keys():
             raise ValueError(f"fitted_for lacks {', '.join(sorted(absent))}")
-        decision_scale = min(int(fitted_for["decision_scale"]), facts.num_scales - 4)
+        decision_scale = min(int(fitted_for["decision_scale"]), facts.num_scales - NUM_DECIDED_SCALES - 1)
         policy = _policy_of(content, hashlib.sha256(raw).hexdigest(), decision_scale)
         if not force:
             _check_fits(path, fitted_for, facts)
@@ -114,6 +116,8 @@ def _load_file(path: str, facts: ModelFacts, read: Callable[[str], bytes], *, fo
 def _policy_of(content: Mapping[str, Any], content_hash: str, decision_scale: int) -> LogisticPolicy | CertifiedPolicy:
     """The policy of a file's content; raises `ValueError`, `KeyError` or `TypeError` where it is not one."""
     name, probe, fitted_for = str(content["name"]), probe_from_json(content["probe"]), content["fitted_for"]
+    if name in ("spread", TRIALS) or name.startswith("fixed:"):
+        raise ValueError(f"its name is {name!r}, which is another policy's")
     if content["kind"] == "logistic":
         if not isinstance(probe, DecodedProbe):
             raise ValueError(f"probe.features of a logistic policy must be {', '.join(FREQUENCIES)}")
@@ -180,8 +184,8 @@ def stage_from_json(content: Mapping[str, Any]) -> LogisticStage:
     if not all(math.isfinite(number) for number in numbers) or not all(scale > 0 for scale in stage.scale):
         raise ValueError("a stage's numbers must be finite and its scale positive")
     stage.probabilities([0.0] * len(stage.mean))  # raises ValueError where the shapes disagree
-    if len(stage.mean) != 2 or not set(stage.classes) <= {0, 1, 2, 3}:
-        raise ValueError("a stage takes two features and gives classes out of 0 to 3")
+    if len(stage.mean) != 2 or not set(stage.classes) <= set(range(NUM_DECIDED_SCALES + 1)):
+        raise ValueError(f"a stage takes two features and gives classes out of 0 to {NUM_DECIDED_SCALES}")
     return stage
 
 

@@ -63,8 +63,9 @@ CHANGED_SCALES = {
     "skip_2_uncond_1": (2, 1),
 }
 """Of each strategy: how many last scales are skipped, and how many before them run without the unconditional branch."""
+assert all(sum(counts) <= NUM_DECIDED_SCALES for counts in CHANGED_SCALES.values()), "the prefix has run all others"
 STRATEGY_NAMES = tuple(CHANGED_SCALES)
-PAPER_STRATEGIES = STRATEGY_NAMES[:7]
+PAPER_STRATEGIES = tuple(name for name, counts in CHANGED_SCALES.items() if 0 in counts)
 """Those among which SkipVAR's own policies choose: they skip, or drop the unconditional branch, and never both."""
 
 

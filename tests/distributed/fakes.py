@@ -101,7 +101,6 @@ class FakeWriter:
             num_failures=len(self.items) - len(images),
             same_content=True,
             strategies=strategies,
-            seconds=0.0,
         )
 
 

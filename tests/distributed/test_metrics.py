@@ -18,7 +18,7 @@ def test_a_line_never_tells_of_more_than_there_is(
     told.published(
         UnitReport(
             unit=0, num_images=19, num_failures=3, 
-            same_content=True, strategies={"base": 19}, seconds=1.0,
+            same_content=True, strategies={"base": 19},
         )
     )  # fmt: skip
     with caplog.at_level(logging.INFO, logger="skipvar"):
