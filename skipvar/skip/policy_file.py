@@ -81,9 +81,8 @@ def load_policy(
         return FixedPolicy(strategy, decision_scale)
     if spec in ("spread", TRIALS):
         if decision_scale is None:
-            raise ConfigError(
-                f"policy {spec} needs at least {NUM_DECIDED_SCALES + 2} scales, this size has {facts.num_scales}"
-            )
+            fewest = NUM_DECIDED_SCALES + 2
+            raise ConfigError(f"policy {spec} needs at least {fewest} scales, this size has {facts.num_scales}")
         return SpreadPolicy(decision_scale) if spec == "spread" else TrialPolicy(decision_scale)
     return _load_file(spec, facts, read, force=force)
 
