@@ -1,6 +1,5 @@
 """The front door in Python: a model on this machine, and images of prompts. `skipvar.load` is what users call."""
 
-import gc
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from skipvar.config import Auto, EngineConfig, ModelSection, NumberOrList, RunCo
 from skipvar.engine.resolved import resolve
 from skipvar.errors import ConfigError, RowError
 from skipvar.local import build_local_engine
+from skipvar.model import allocator
 from skipvar.model.presets import PRESETS, find_preset
 from skipvar.shards.cache import StoredFiles
 from skipvar.shards.prompts import input_spec
@@ -110,13 +110,13 @@ class Model:
         return self._in_order(engine, items, self._num_calls)
 
     def _in_order(self, engine: "Engine", items: Sequence[Request | Failure], call: int) -> Iterator[Image]:
+        self._check_is_latest(call)
         engine.drain()  # what an earlier call left unread
         engine.submit([item for item in items if isinstance(item, Request)])
         finished: dict[RequestKey, Image | Failure] = {item.key: item for item in items if isinstance(item, Failure)}
         for item in items:
             while item.key not in finished:
-                if call != self._num_calls:
-                    raise RuntimeError("a later call of generate() has taken the model over; read one at a time")
+                self._check_is_latest(call)
                 found = engine.step(flush=True)
                 finished |= {(one.request if isinstance(one, Image) else one).key: one for one in found}
             result = finished.pop(item.key)
@@ -124,14 +124,9 @@ class Model:
                 raise RowError(result.message)
             yield result
 
-    def _free_engine(self) -> None:
-        """Give its memory back, to the device as well, before another's is planned."""
-        self._engine = None
-        gc.collect()
-        if self._pipeline.device.type == "cuda":
-            import torch
-
-            torch.cuda.empty_cache()
+    def _check_is_latest(self, call: int) -> None:
+        if call != self._num_calls:
+            raise RuntimeError("a later call of generate() has taken the model over; read one at a time")
 
     def _engine_for(self, policy: str | None, sampling: SamplingConfig) -> "Engine":
         """The engine of the last call, or another where policy or size differ, or what a policy file was fitted for."""
@@ -141,7 +136,8 @@ class Model:
         config = replace(self._config, policy=policy, sampling=facts)
         if self._engine is None or config != self._config:
             resolved = resolve(config, StoredFiles(config.storage))  # a policy that is refused leaves all as it was
-            self._free_engine()
+            self._engine = None
+            allocator.give_back()
             self._engine = build_local_engine(config, resolved, self._pipeline)
             self._config = config
         return self._engine

@@ -122,3 +122,14 @@ def test_a_converted_folder_is_a_model() -> None:
     [image] = skipvar.load(str(folder), device="cpu", dtype="float32").generate(["a red apple"], policy="fixed:skip_3")
     [same] = skipvar.load(device="cpu", dtype="float32").generate(["a red apple"], policy="fixed:skip_3")
     assert (image.pixels == same.pixels).all()
+
+
+def test_a_call_that_is_out_of_date_takes_nothing_from_the_latest() -> None:
+    model = skipvar.load(device="cpu", dtype="float32")
+    texts = ["a red apple", "two blue cars"]
+    alone = list(model.generate(texts, policy="fixed:skip_3", seed=2))
+    old, new = (model.generate(texts, policy="fixed:skip_3", seed=seed) for seed in (1, 2))
+    next(new)
+    with pytest.raises(RuntimeError, match="a later call"):
+        next(old)
+    assert (next(new).pixels == alone[1].pixels).all()

@@ -10,6 +10,8 @@ from skipvar.shards.ledger import LOG
 from skipvar.shards.storage import Storage
 
 SAVE_SECONDS = 10.0
+LAST_SAVE_SECONDS = 5.0
+"""At the end: whoever saves may be waiting for a store that is gone."""
 MAX_LOG_BYTES = 4_000_000
 """A log that grows beyond this loses its older half: it is written whole each time."""
 
@@ -45,7 +47,7 @@ class StoredLog(logging.Handler):
     def discard(self) -> None:
         """Save nothing from here on: the run is taken back."""
         self._end.set()
-        self._saver.join()
+        self._saver.join(LAST_SAVE_SECONDS)
         self._storage = None
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -60,7 +62,7 @@ class StoredLog(logging.Handler):
     def close(self) -> None:
         """Write what is left and end."""
         self._end.set()
-        self._saver.join()
+        self._saver.join(LAST_SAVE_SECONDS)
         self._save()
         super().close()
 

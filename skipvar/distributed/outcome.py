@@ -60,7 +60,9 @@ def conclude(
     state: State = "stopped"
     facts: RunFacts | None = None
     try:
-        if reason is None:
+        if run.lease.is_over:  # the output is another run's now, and so is what its record and its page say
+            reason = reason or "another run took over this output"
+        elif reason is None:
             num_left = run.plan.num_units - len(run.ledger.done_units())
             if num_left:
                 reason = f"{num_left} of {run.plan.num_units} units are not made yet; run again without retry_errors."
@@ -71,9 +73,10 @@ def conclude(
                 _warned(lambda: write_sheet(run.storage))
                 facts = _report(run.storage, state, counts)
                 counts["audit"] = None if facts is None else asdict(facts.audit)
-        run.ledger.finish(state, counts)
-        if state == "stopped" and metrics.num_units:  # after its last word: whoever stops it may not wait long
-            facts = _report(run.storage, state, counts)
+        if not run.lease.is_over:
+            run.ledger.finish(state, counts)
+            if state == "stopped" and metrics.num_units:  # after its last word: whoever stops it may not wait long
+                facts = _report(run.storage, state, counts)
     except SkipvarError as trouble:
         reason, state = reason or str(trouble), "stopped"
     code = {"stopped": EXIT_STOPPED, "finished_with_errors": EXIT_ERROR_ROWS, "finished": EXIT_ALL_ROWS}[state]

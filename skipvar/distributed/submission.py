@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import aiohttp
 import ray.job_submission as jobs
+from ray.exceptions import RayError
 
 from skipvar.distributed.stopping import StopSignal
 from skipvar.errors import EXIT_ALL_ROWS, EXIT_ERROR_ROWS, EXIT_STOPPED, EXIT_USAGE, StoppedError, first_line
@@ -15,6 +16,8 @@ from skipvar.errors import EXIT_ALL_ROWS, EXIT_ERROR_ROWS, EXIT_STOPPED, EXIT_US
 POLL_SECONDS = 2.0
 LOST_SECONDS = 120.0
 """The head may be away for so long before the run counts as gone with it."""
+AWAY = (OSError, RuntimeError, RayError)
+"""What Ray's client raises where the head is gone, busy or refuses: its errors, and those of `requests` (`OSError`)."""
 LAST_LINES_SECONDS = 10.0
 STOP_SECONDS = 140.0
 """How long a stopped run may take to end: more than the cluster's RAY_JOB_STOP_WAIT_TIME_S."""
@@ -27,7 +30,7 @@ def connect(address: str) -> jobs.JobSubmissionClient:
     """
     try:
         return jobs.JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except AWAY as error:
         raise StoppedError(f"No job server answers at {address}: {first_line(error)}") from error
 
 
@@ -40,17 +43,21 @@ def run_once(
     submitted again under the same name and so resumes. `say` gets what the run prints. `stop` stops the run as well, in
     order. Raises `StoppedError` when the cluster is lost or `stop` asks.
     """
-    found = find(client, submission_id)
-    if found is not None and found.status.is_terminal():
-        code = exit_code(found)
-        if code in (EXIT_ALL_ROWS, EXIT_ERROR_ROWS):
-            say(f"{submission_id} has ended before, with exit code {code}\n")
-            return code
-        say(f"{submission_id} was stopped or failed before (exit code {code}): submitted again\n")
-        client.delete_job(submission_id)
-        found = None
-    if found is None:
-        _submit(client, submission_id, entrypoint)
+    try:
+        found = find(client, submission_id)
+        if found is not None and found.status.is_terminal():
+            code = exit_code(found)
+            if code in (EXIT_ALL_ROWS, EXIT_ERROR_ROWS):
+                say(f"{submission_id} has ended before, with exit code {code}\n")
+                return code
+            say(f"{submission_id} was stopped or failed before (exit code {code}): submitted again\n")
+            client.delete_job(submission_id)
+            found = None
+        if found is None:
+            _submit(client, submission_id, entrypoint)
+    except AWAY as error:
+        why = first_line(error)
+        raise StoppedError(f"The cluster does not answer; {submission_id} can be resumed: {why}") from error
     follower = threading.Thread(target=_follow, args=(client, submission_id, say), name="follow", daemon=True)
     follower.start()
     try:
@@ -58,7 +65,7 @@ def run_once(
         follower.join(LAST_LINES_SECONDS)
         return exit_code(job)
     except StoppedError:
-        with contextlib.suppress(ConnectionError, RuntimeError):
+        with contextlib.suppress(*AWAY):
             client.stop_job(submission_id)
             _wait(client, submission_id, time.sleep, STOP_SECONDS)
         raise
@@ -78,7 +85,7 @@ def exit_code(job: jobs.JobDetails) -> int:
 def _submit(client: jobs.JobSubmissionClient, submission_id: str, entrypoint: str) -> None:
     try:
         client.submit_job(entrypoint=entrypoint, submission_id=submission_id)
-    except RuntimeError as error:
+    except AWAY as error:
         if find(client, submission_id) is None:  # else another submitter was faster: join its run
             raise StoppedError(f"{submission_id} was not taken: {first_line(error)}") from error
 
@@ -92,7 +99,7 @@ def _wait(
         try:
             job = find(client, submission_id)
             answered = time.monotonic()
-        except (ConnectionError, RuntimeError) as error:
+        except AWAY as error:
             if time.monotonic() - answered > LOST_SECONDS:
                 raise StoppedError(f"The cluster does not answer any more; {submission_id} can be resumed.") from error
         else:
@@ -110,5 +117,5 @@ def _follow(client: jobs.JobSubmissionClient, submission_id: str, say: Callable[
         async for text in client.tail_job_logs(submission_id):
             say(text)
 
-    with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):  # the log is a service, not the run
+    with contextlib.suppress(*AWAY, aiohttp.ClientError):  # the log is a service, not the run
         asyncio.run(follow())

@@ -68,12 +68,15 @@ class TrialEngine(Engine):
         if isinstance(done, Lack):
             self._retreat(batch, before, done)
             return []
+        made, unfinite = done
+        for image in unfinite:  # only now: a batch that lacks memory runs again
+            self._fail_as_unfinite(image, "logits or pixels")
         self._count(self.statistics.prefix, batch)
-        self.statistics.images += len(done)
-        return done
+        self.statistics.images += len(made)
+        return made
 
-    def _make_trials(self, batch: Batch[ImageState]) -> list[Finished]:
-        """Everything of a batch's trials; images with a number that is none are failures."""
+    def _make_trials(self, batch: Batch[ImageState]) -> tuple[list[Finished], list[ImageState]]:
+        """Everything of a batch's trials, and its images with a number that is none."""
         images, decision_scale = batch.items, self._decision_scale
         start = time.perf_counter()
         with self._timed("text", images):
@@ -90,10 +93,11 @@ class TrialEngine(Engine):
         with self._timed("suffix", images):
             suffixes = self._runner.run_suffixes(working, _strategies(STRATEGY_NAMES, images[0]))
         found: list[Finished] = []
+        unfinite: list[ImageState] = []
         for place, image in enumerate(images):
             trial = self._finish_trial(image, place, suffixes, prefix_seconds / len(images))
             if trial is None:
-                self._fail_as_unfinite(image, "logits or pixels")
+                unfinite.append(image)
                 continue
             pixels, scores = trial
             image.strategy = make_strategy("base", image.schedule.num_scales)
@@ -106,7 +110,7 @@ class TrialEngine(Engine):
                 latent_seconds=latent_seconds,
             )
             found.append(replace(image.finish(pixels), trial=trial_of))
-        return found
+        return found, unfinite
 
     def _take_probes(self, working: WorkingBatch) -> list[tuple[TrialProbe, list[Probe]]]:
         """The probe at every grid that is tried."""

@@ -6,6 +6,8 @@ the time of the decoder on a CPU. One arena for all threads, since those of othe
 
 import contextlib
 import ctypes
+import gc
+import sys
 
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
@@ -22,3 +24,10 @@ def keep_freed_memory() -> None:
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no block has a mapping of its own
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
         libc.mallopt(-8, 1)  # M_ARENA_MAX
+
+
+def give_back() -> None:
+    """Free what nobody refers to any more, and on a GPU let others have it: another engine is about to be planned."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -14,6 +14,7 @@ Unit order, not that of publication: images that are made faster were skipped mo
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,7 @@ from skipvar.skip.policy import Promise
 logger = logging.getLogger(__name__)
 
 ALARM = "alarm.json"
+_COUNT = re.compile(r"[^/]+/\d{9}\.json")
 _THREADS = 16
 
 FileKey = tuple[int, int]
@@ -157,8 +159,10 @@ class AuditBook:
         killed in between comes by it again."""
         counted = self._own
         while True:
-            retries = sorted(file for file in self._waiting if file[1] and not counted.holds(file))
-            file = (counted.units, 0) if counted.units < self._num_units else next(iter(retries), None)
+            file: FileKey | None = (counted.units, 0)
+            if counted.units >= self._num_units:  # retries come after all units
+                left = (file for file in self._waiting if file[1] and not counted.holds(file))
+                file = min(left, default=None)
             if file is None or file not in self._waiting:
                 return counted
             counted = counted.plus(file, *self._waiting[file])
@@ -196,8 +200,8 @@ class AuditBook:
 
     def _read_counts(self) -> dict[str, RunCount]:
         """The highest count of each run."""
-        names = (entry.name for entry in self._storage.list())
-        highest = {name.partition("/")[0]: name for name in names if name != ALARM}  # listed in the order of names
+        names = (entry.name for entry in self._storage.list())  # whoever tries whether it can write here has one, too
+        highest = {name.partition("/")[0]: name for name in names if _COUNT.fullmatch(name)}  # in the order of names
         with ThreadPoolExecutor(_THREADS) as pool:
             return dict(zip(highest, pool.map(self._read_count, highest.values()), strict=True))
 

@@ -2,19 +2,22 @@
 
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from skipvar.config import RunConfig
+from skipvar.engine.resolved import Resolved, resolve
+from skipvar.model import allocator
+from skipvar.shards.cache import StoredFiles
 from skipvar.types import Request
 
 if TYPE_CHECKING:
     from skipvar.engine.engine import Engine
-    from skipvar.engine.resolved import Resolved
     from skipvar.model.pipeline import Pipeline
 
-Build = Callable[[RunConfig, "Resolved | None", "Pipeline | None"], "Engine"]
+Build = Callable[[RunConfig, Resolved, "Pipeline | None"], "Engine"]
 """As `skipvar.local.build_local_engine`."""
 ONE, FULL = "one", "full"
 
@@ -33,19 +36,23 @@ def measure_speeds(
     config: RunConfig, policies: Mapping[str, str], requests: Sequence[Request], num_rounds: int, build: Build
 ) -> dict[str, Speed]:
     """By the names of `policies` (name to what `config.policy` takes). All are timed in every round, one after the
-    other, so that a busy moment of the machine strikes them alike; what is set up once is not timed."""
+    other, so that a busy moment of the machine strikes them alike; what is set up once is not timed. There is one
+    engine at a time: on a GPU each plans with all the memory that the model leaves.
+    """
+    files = StoredFiles(config.storage)
+    resolved = {name: resolve(replace(config, policy=policy), files) for name, policy in policies.items()}
     model: Pipeline | None = None  # loaded by the first engine, for all
-    single = replace(config, engine=replace(config.engine, batch_size=1))
-    engines: dict[tuple[str, str], Any] = {}
-    for name, policy in policies.items():
-        for kind, base in ((ONE, single), (FULL, config)):
-            engines[name, kind] = build(replace(base, policy=policy), None, model)
-            model = engines[name, kind].pipeline
-            _run(engines[name, kind], requests[:1])
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in engines}
+    seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for _ in range(num_rounds):
-        for key, engine in engines.items():
-            seconds[key].append(_run(engine, requests))
+        for name, policy in policies.items():
+            for kind, batch_size in ((ONE, 1), (FULL, resolved[name].batch_size)):
+                of_kind = replace(resolved[name], batch_size=batch_size)
+                engine = build(replace(config, policy=policy), of_kind, model)
+                model = engine.pipeline
+                _run(engine, requests[:1])
+                seconds[name, kind].append(_run(engine, requests))
+                del engine
+                allocator.give_back()
     found = {key: statistics.median(values) / len(requests) for key, values in seconds.items()}
     return {name: Speed(one=found[name, ONE], full=found[name, FULL]) for name in policies}
 

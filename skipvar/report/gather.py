@@ -28,7 +28,7 @@ from skipvar.shards.ledger import RUN_FILE, Ledger
 from skipvar.shards.pairs import AuditPair, pairs_name, read_pairs, small, worst
 from skipvar.shards.record import RunRecord
 from skipvar.shards.storage import Storage
-from skipvar.shards.unitfile import DATA, ERRORS, UnitFooter, parse_data_name, parse_error_name, read_columns, readable
+from skipvar.shards.unitfile import DATA, UnitFooter, parse_data_name, read_columns, readable
 
 MAX_PICTURES = 96
 MAX_PAIRS_SHOWN = 24
@@ -276,16 +276,12 @@ def _size(file: bytes) -> tuple[int, int]:
 
 def _add_errors(facts: RunFacts, storage: Storage, ledger: Ledger) -> None:
     """The error rows that count, by class."""
-    left = {failed.unit: set(failed.keys) for failed in ledger.failed_requests()}
-    for entry in storage.list(ERRORS) if left else ():
-        parsed = parse_error_name(entry.name)
-        if parsed is None or not left.get(parsed[0]):
-            continue
-        with readable(f"{storage.uri}/{entry.name}"):
-            rows = read_columns(storage, entry.name, ["position", "image_index", "error_class", "message"]).to_pylist()
-        for row in rows:
-            key = (row["position"], row["image_index"])
-            if key in left[parsed[0]]:
-                left[parsed[0]].discard(key)
-                facts.errors[row["error_class"]] += 1
-                facts.error_examples.setdefault(row["error_class"], row["message"])
+    columns = ["position", "image_index", "error_class", "message"]
+    for failed in ledger.failed_requests():
+        for name in sorted(set(failed.files.values())):
+            with readable(f"{storage.uri}/{name}"):
+                rows = read_columns(storage, name, columns).to_pylist()
+            for row in rows:
+                if failed.files.get((row["position"], row["image_index"])) == name:
+                    facts.errors[row["error_class"]] += 1
+                    facts.error_examples.setdefault(row["error_class"], row["message"])

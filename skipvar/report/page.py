@@ -103,12 +103,18 @@ def _verdict(facts: RunFacts) -> str:
         said += f", made with {facts.saved:.2f} times less computing{faster} than in full"
     audit, promise = facts.audit, facts.promise
     if audit.mean_ssim is None:
-        return f"{said}. How similar they are to images made in full was not measured (audit.fraction is 0)."
+        return f"{said}. How similar they are to images made in full was not measured ({_unmeasured(facts)})."
     said += f". Of {audit.images:,} that were made in full as well, "
     if audit.floor is None:
         return f"{said}the mean similarity (SSIM) is {audit.mean_ssim:.3f}."
     said += f"{audit.misses:,} ({100 * audit.share:.1f}%) fell under the similarity floor of {audit.floor:g}"
     return f"{said}; at most {100 * promise['alpha']:g}% were promised." if promise else f"{said}."
+
+
+def _unmeasured(facts: RunFacts) -> str:
+    """Why no image was audited."""
+    fraction = facts.record.part("config", "audit").get("fraction")
+    return f"no image was drawn at an audit.fraction of {fraction:g}" if fraction else "audit.fraction is 0"
 
 
 def _alarm(facts: RunFacts) -> str | None:
@@ -135,7 +141,7 @@ def _tiles(facts: RunFacts) -> list[Tile]:
             is_bad = facts.promise is not None and audit.interval[0] > facts.promise["alpha"]
             tiles.append(Tile(f"{100 * audit.share:.1f}%", f"under {audit.floor:g}", f"95%: {ends}%", is_bad))
     else:
-        tiles.append(Tile("–", "similarity", "not measured: audit.fraction is 0"))
+        tiles.append(Tile("–", "similarity", f"not measured: {_unmeasured(facts)}"))
     num_errors = facts.errors.total()
     tiles.append(Tile(f"{num_errors:,}", "error" if num_errors == 1 else "errors", is_bad=num_errors > 0))
     seconds = work_time(facts.stretches).seconds

@@ -32,6 +32,7 @@ def export(storage: Storage, form: str, destination: Path) -> int:
         raise ConfigError(f"{storage.uri} is not a finished dataset (it has no {SUCCESS_FILE}); finish the run first.")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ConfigError(f"{destination} exists and is not an empty folder; give another destination.")
+    destination = destination.resolve()
     temporary = destination.with_name(f".{destination.name}.partial")
     units = _find_units(storage, record.input.num_units)
     names = {stored: own for own, stored in own_names(list(record.input.columns)).items()}

@@ -41,6 +41,11 @@ class Lease:
         self._is_over = False
         self.interval_seconds = stale_seconds / BEATS_PER_STALE_PERIOD
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it was released, or another run was found to have taken it over."""
+        return self._is_over
+
     def beat(self) -> bool:
         """Show that this run is alive. False once another run has taken the lease over: this one should end.
 

@@ -19,7 +19,6 @@ from skipvar.shards.storage import Storage
 from skipvar.shards.unitfile import (
     DATA,
     ERRORS,
-    UnitFooter,
     data_name,
     parse_data_name,
     parse_error_name,
@@ -42,9 +41,14 @@ class FailedUnit:
     """A unit with error rows that count."""
 
     unit: int
-    keys: frozenset[RequestKey]
-    """The requests that have no image yet."""
+    files: Mapping[RequestKey, str]
+    """The requests that have no image yet, each with the error file that holds its row."""
     next_retry: int
+
+    @property
+    def keys(self) -> frozenset[RequestKey]:
+        """Those requests."""
+        return frozenset(self.files)
 
 
 class Ledger:
@@ -114,7 +118,7 @@ class Ledger:
                 retries[parsed[0]].append(parsed[1])
         with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
             for failed in pool.map(lambda unit: self._failed_unit(unit, sorted(retries[unit])), sorted(retries)):
-                if failed.keys:
+                if failed.files:
                     yield failed
 
     def retry_units(self, plan: Plan) -> Iterator[Unit]:
@@ -124,7 +128,7 @@ class Ledger:
 
     def num_errors(self) -> int:
         """The error rows that count."""
-        return sum(len(failed.keys) for failed in self.failed_requests())
+        return sum(len(failed.files) for failed in self.failed_requests())
 
     def finish(self, state: State, counts: Mapping[str, Any]) -> None:
         """Record how the run ended; at a whole dataset also the card and, last of all, `_SUCCESS`."""
@@ -142,22 +146,23 @@ class Ledger:
             self._storage.replace(SUCCESS_FILE, json_file({"state": state, "counts": counts}))
 
     def _failed_unit(self, unit: int, retries: list[int]) -> FailedUnit:
-        keys: frozenset[RequestKey] = frozenset()
+        files: dict[RequestKey, str] = {}
         for retry in retries:
             name = data_name(unit, retry)
             with self._storage.open(name) as file:
                 footer = read_unit_footer(file, f"{self._storage.uri}/{name}")
-            keys = (keys - (footer.retried or frozenset())) | self._error_keys(footer)
-        return FailedUnit(unit, keys, max(retries, default=0) + 1)
+            for key in footer.retried or ():
+                files.pop(key, None)
+            if footer.errors is not None:
+                files |= dict.fromkeys(self._error_keys(footer.errors), footer.errors)
+        return FailedUnit(unit, files, max(retries, default=0) + 1)
 
-    def _error_keys(self, footer: UnitFooter) -> frozenset[RequestKey]:
-        if footer.errors is None:
-            return frozenset()
+    def _error_keys(self, name: str) -> Iterator[RequestKey]:
         try:
-            table = read_columns(self._storage, footer.errors, ["position", "image_index"])
+            table = read_columns(self._storage, name, ["position", "image_index"])
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise StorageError(f"{self._storage.uri}/{footer.errors} is not a readable Parquet file.") from error
-        return frozenset(zip(*(column.to_pylist() for column in table.columns), strict=True))
+            raise StorageError(f"{self._storage.uri}/{name} is not a readable Parquet file.") from error
+        return zip(*(column.to_pylist() for column in table.columns), strict=True)
 
     def _refuse_foreign_data(self) -> None:
         if next(self._storage.list(DATA), None) is not None:

@@ -71,6 +71,8 @@ class _UnitCheck:
     errors: set[RequestKey] = field(default_factory=set)
     """Error rows that count."""
     error_files: set[str] = field(default_factory=set)
+    ids: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """By position, over all files of the unit; they become `id_hashes`."""
     id_hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
 
 
@@ -99,8 +101,10 @@ def verify(storage: Storage, *, full: bool = False) -> Verdict:
             verdict.num_images += len(check.images)
             verdict.num_errors += len(check.errors)
             referenced |= check.error_files
-            hashes.append((check.unit, check.id_hashes))
-            damaged += [check.unit] if check.problems else []
+            if check.problems:
+                damaged.append(check.unit)
+            else:
+                hashes.append((check.unit, check.id_hashes))
     verdict.units_to_make = sorted({*missing, *damaged})
     _note_orphans(storage, referenced, verdict)
     _note_repeated_ids(storage, hashes, retries, verdict)
@@ -145,6 +149,9 @@ class _Checker:
                 check.problems.append(f"{data_name(unit, retry)} cannot be read: {_first_line(error)}")
         if not check.problems:
             self._check_keys(check)
+        found = [_id_hash(id) for of_position in check.ids.values() for id in of_position]
+        check.id_hashes = np.array(found, np.uint64)
+        check.ids.clear()
         return check
 
     def _check_file(self, name: str, retry: int, check: _UnitCheck) -> None:
@@ -179,9 +186,8 @@ class _Checker:
     def _check_rows(self, file: pq.ParquetFile, footer: UnitFooter, name: str, check: _UnitCheck) -> list[RequestKey]:
         content = ContentHash()
         keys: list[RequestKey] = []
-        ids: dict[int, set[str]] = defaultdict(set)
         for group in range(file.num_row_groups):
-            for batch in file.read_row_group(group).to_batches():
+            for batch in file.read_row_group(group, use_threads=False).to_batches():
                 content.update(batch)
                 self._check_images(batch, name, check, sample=0 if self._is_full else _SAMPLED_IMAGES)
                 table = batch.select(["position", "image_index", "id", "unit", "fingerprint"])
@@ -189,7 +195,7 @@ class _Checker:
                     *(column.to_pylist() for column in table.columns), strict=True
                 ):
                     keys.append((position, index))
-                    ids[position].add(id)
+                    check.ids[position].add(id)
                     if (unit, fingerprint) != (check.unit, self._fingerprint):
                         check.problems.append(f"{name}: request {keys[-1]} bears another unit or fingerprint.")
         if len(keys) != footer.rows:
@@ -198,8 +204,6 @@ class _Checker:
             check.problems.append(f"{name}: the content does not have the hash that its footer says.")
         if any(first >= second for first, second in itertools.pairwise(keys)):
             check.problems.append(f"{name}: its rows are not sorted, or a request stands twice.")
-        found = [_id_hash(id) for of_position in ids.values() for id in of_position]
-        check.id_hashes = np.concatenate([check.id_hashes, np.array(found, np.uint64)])
         return keys
 
     def _check_images(self, batch: pa.RecordBatch, name: str, check: _UnitCheck, sample: int) -> None:

@@ -1,9 +1,14 @@
 """One run a name: joined, reported or resumed, never started twice. Against a job server made of a dictionary."""
 
-from collections.abc import AsyncIterator
+import http.server
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import ray
 from ray.job_submission import JobDetails, JobStatus, JobType
 
 from skipvar.distributed import submission
@@ -141,3 +146,48 @@ def test_a_lost_head_can_be_resumed(what: str) -> None:
 
     with pytest.raises(StoppedError, match="resumed"):
         run(Lost())
+
+
+@contextmanager
+def job_server(answer: int) -> Iterator[http.server.ThreadingHTTPServer]:
+    """What Ray's own client speaks with: a version, and one job that is running; or a refusal."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            version = {"version": "4", "ray_version": ray.__version__, "ray_commit": "x", "session_name": "s"}
+            running = [{"type": "SUBMISSION", "submission_id": NAME, "status": "RUNNING", "entrypoint": "x"}]
+            self.send_response(answer)
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(version if "version" in self.path else running).encode())
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("answer", [401, 503])
+def test_a_server_that_refuses_is_a_sentence(answer: int) -> None:
+    with job_server(answer) as server, pytest.raises(StoppedError, match="No job server answers"):
+        submission.connect(f"http://127.0.0.1:{server.server_port}")
+
+
+def test_a_head_that_goes_away_under_ray_s_own_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "LAST_LINES_SECONDS", 0.1)
+    with job_server(200) as server:
+        client = submission.connect(f"http://127.0.0.1:{server.server_port}")
+    with pytest.raises(StoppedError, match=r"does not answer; .* can be resumed"):
+        run_once(client, NAME, "make", StopSignal(), lambda _: None)
+    with job_server(200) as server:
+        client = submission.connect(f"http://127.0.0.1:{server.server_port}")
+        threading.Timer(0.3, server.shutdown).start()
+        threading.Timer(0.4, server.server_close).start()
+        with pytest.raises(StoppedError, match=r"does not answer any more; .* can be resumed"):
+            run_once(client, NAME, "make", StopSignal(), lambda _: None)

@@ -169,6 +169,24 @@ def test_stopping_leaves_whole_units_and_the_same_command_resumes(make_config) -
     assert sorted(published(config)[0]) == list(range(1000))
 
 
+def test_a_run_whose_output_was_taken_over_leaves_its_books_to_the_other(make_config) -> None:
+    config = make_config([f"prompt {n}" for n in range(1000)], "storage.lease_stale_seconds=1")
+    output = Path(config.output.path)
+
+    def take_over() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not list((output / "data").glob("*")):
+            time.sleep(0.05)
+        (output / "_lease" / "000000099.json").write_text("{}")
+
+    other = threading.Thread(target=take_over)
+    other.start()
+    outcome = run(config, build_slow_engine)
+    other.join()
+    assert outcome.exit_code == 4 and "took over this output" in outcome.reason
+    assert state_of(config) == "running" and not (output / "report.html").exists()
+
+
 def test_time_is_up(make_config) -> None:
     config = make_config([f"prompt {n}" for n in range(1000)])
     stop = StopSignal()

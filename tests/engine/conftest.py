@@ -1,7 +1,7 @@
 """What the engine's tests share: a small model."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -16,7 +16,7 @@ from skipvar.engine.sampler import Sampler
 from skipvar.engine.self_check import make_batch_invariant
 from skipvar.model.attention import TextPadding
 from skipvar.model.pipeline import Pipeline
-from skipvar.model.presets import EMOJI
+from skipvar.model.presets import EMOJI, PRESETS
 from skipvar.model.text_encoder import RandomTextEncoder
 from skipvar.model.transformer import Transformer
 from skipvar.model.vae import Decoder
@@ -46,6 +46,19 @@ def small_pipeline() -> Pipeline:
     )
     assert make_batch_invariant(pipeline, pipeline.schedule(1.0, None), 5).is_invariant
     return pipeline
+
+
+@pytest.fixture(scope="module")
+def small_emoji() -> Iterator[None]:
+    """The preset `emoji` is a smaller model meanwhile: for tests that make many images and ask for no real width."""
+    small = replace(
+        EMOJI,
+        transformer=replace(EMOJI.transformer, depth=3, width=64, num_heads=2),
+        vae=replace(EMOJI.vae, width_multipliers=(1, 2, 2, 2)),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "emoji", small)
+        yield
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from skipvar.types import Image, Request
 
 COUNT = 14
 
+pytestmark = pytest.mark.usefixtures("small_emoji")
+
 
 def run(engine: Engine, requests: list[Request]) -> dict[int, Image]:
     engine.submit(requests)

@@ -20,6 +20,8 @@ from skipvar.skip.policy import Decision, SpreadPolicy
 from skipvar.skip.strategy import STRATEGY_NAMES
 from skipvar.types import Failure, Image, Request
 
+pytestmark = pytest.mark.usefixtures("small_emoji")
+
 
 def test_trials_agree_with_single_runs(make_request: Callable[..., Request]) -> None:
     pipeline = load_pipeline(ModelSection(name="emoji", path="random:0", dtype="float32", device="cpu"))
@@ -155,3 +157,22 @@ def test_a_trial_without_numbers_is_a_failure(
     engine.submit([make_request(position, cfg=(3.0,) * 10) for position in (1, 2)])
     kinds = sorted((type(item).__name__, item.key[0] if isinstance(item, Failure) else 2) for item in engine.drain())
     assert kinds == [("Failure", 1), ("Image", 2)]
+
+
+def test_a_trial_without_numbers_in_a_batch_that_lacks_memory_ends_once(
+    run_config: Callable[..., RunConfig], make_request: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = build_local_engine(run_config("trials", batch_size=2))
+    decode, calls = engine._runner.decode_sums, [0]
+
+    def broken(sums):
+        calls[0] += 1
+        if calls[0] == 2:
+            raise torch.OutOfMemoryError("after the first was found to be no numbers")
+        pixels, is_finite = decode(sums)
+        return pixels, [calls[0] > 1] * len(is_finite)
+
+    monkeypatch.setattr(engine._runner, "decode_sums", broken)
+    engine.submit([make_request(position, negative_prompt=None, cfg=(3.0,) * 10) for position in range(2)])
+    done = engine.drain()
+    assert sorted((one.request if isinstance(one, Image) else one).key for one in done) == [(0, 0), (1, 0)]

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -192,3 +192,32 @@ def test_another_promise_and_strange_objects_are_refused(tmp_path: Path) -> None
         state.replace("a/000000001.json", content)
         with pytest.raises(StorageError, match=r"give another audit\.state"):
             book(state)
+
+
+def test_what_a_write_check_leaves_behind_is_no_count(tmp_path: Path) -> None:
+    state = LocalStorage(str(tmp_path / "state"))
+    for name in ("_probe-0f", "_probe/0f"):
+        state.put_if_absent(name, b"probe")
+    mine = book(state, num_units=1)
+    mine.add((0, 0), [0.9, 0.5])
+    mine.count()
+    assert totals(mine) == totals(book(state, num_units=1)) == (2, 1)
+
+
+def test_counting_looks_at_each_waiting_file_once(tmp_path: Path) -> None:
+    """A new state on an old run: all its units wait."""
+
+    class Watched(dict[tuple[int, int], tuple[int, int]]):
+        num_passes = 0
+
+        def __iter__(self) -> Iterator[tuple[int, int]]:
+            self.num_passes += 1
+            return super().__iter__()
+
+    mine = book(LocalStorage(str(tmp_path / "state")), num_units=300)
+    for unit in range(300):
+        mine.add((unit, 0), [0.9])
+    mine.add((7, 1), [0.9])
+    mine._waiting = waiting = Watched(mine._waiting)
+    mine.count()
+    assert totals(mine) == (301, 0) and waiting.num_passes < 5

@@ -1,11 +1,10 @@
 """The harness on made-up trials: hull, misses and headline are what a person would work out by hand."""
 
-import json
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from skipvar.cli.evaluate import main, spread_requests
@@ -98,11 +97,15 @@ def test_the_clock_runs_every_policy_alone_and_in_full_batches(
     run_config: Callable[..., RunConfig], make_request: Callable[..., Request]
 ) -> None:
     built = []
+    living: weakref.WeakSet[Engine] = weakref.WeakSet()
 
-    def build(config: RunConfig, resolved: Resolved | None, pipeline: Pipeline | None) -> Engine:
+    def build(config: RunConfig, resolved: Resolved, pipeline: Pipeline | None) -> Engine:
         assert (pipeline is None) == (not built), "the model is loaded once"
-        built.append((config.policy, config.engine.batch_size))
-        return build_local_engine(config, resolved, pipeline)
+        assert not living, "each engine plans with all the memory there is"
+        built.append((config.policy, resolved.batch_size))
+        engine = build_local_engine(config, resolved, pipeline)
+        living.add(engine)
+        return engine
 
     requests = [make_request(position) for position in range(2)]
     specs = {"base": "fixed:base", "skip_3": "fixed:skip_3"}
@@ -120,21 +123,3 @@ def test_requests_for_the_clock_do_without_the_model(tmp_path: Path) -> None:
     found = spread_requests(config, num_scales=10, count=3)
     assert [request.prompt for request in found] == ["0 apples", "3 apples", "6 apples"]
     assert all(len(request.cfg) == 10 for request in found)
-
-
-def test_the_job_ends_in_a_table_and_one_line_of_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A real run with random weights: trials on Ray, every file; the clock has its own test."""
-    for name in ("mixed", "plain"):
-        (tmp_path / f"{name}.txt").write_text("".join(f"{count} {name} apples\n" for count in range(4)))
-    overrides = ["model.path=random:0", "model.device=cpu", "cluster.replicas.max=1"]
-    overrides.append(f"output.path={tmp_path}/trials-{{fingerprint}}")
-    sets = [f"{name}={tmp_path}/{name}.txt" for name in ("mixed", "plain")]
-    policy = str(Path(__file__).parents[2] / "conf/policies/emoji_0.86.json")
-    arguments = ["--sets", *sets, "--policies", policy, "--timed", "0", "--out", str(tmp_path / "out")]
-    assert main(["conf/calibrate.yaml", *overrides, "policy_force=true", *arguments]) == 0
-    verdict = json.loads(capfd.readouterr().out.splitlines()[-1])
-    assert (verdict["policy"], verdict["set"], verdict["images"], verdict["alpha"]) == ("emoji_0.86", "mixed", 4, None)
-    assert verdict["speedup_token_forwards"] >= 1 and "above_fixed_hull" in verdict
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"evaluation.md", "evaluation.json", "images.parquet", "pareto.svg", "pareto.png"}
-    assert pq.read_metadata(tmp_path / "out" / "images.parquet").num_rows == 2 * 4 * 11

@@ -216,3 +216,28 @@ def test_the_scatter_shows_chances_where_no_probe_was_decoded() -> None:
     assert points == [Point(0.1, 0.2, "base", is_chance=False), Point(0.9, 0.4, "skip_1", is_chance=True)]
     chart = scatter(points[1:] * 2, {"skip_1": "s1"})
     assert chart is not None and "chance" in chart.x_name and "chance" in chart.told
+
+
+def test_error_rows_are_those_that_count(tmp_path: Path) -> None:
+    """A retry that fails otherwise takes the place of what it made again."""
+    path = write(tmp_path / "prompts.txt", "a cat\nbad one\nbad two\n")
+    why: Exception = ValueError("first")
+
+    def make(request: Request) -> Image | Failure:
+        return Failure.of(request, why) if "bad" in request.prompt else refuse_bad(request)
+
+    job = Job(make_config(input__path=path, output__path=str(tmp_path / "out"), output__unit_rows=2), make)
+    job.make_units()
+    why = KeyError("second")
+    job.make_units([next(iter(job.ledger.retry_units(job.plan)))])
+    job.finish()
+    facts = gather(job.storage)
+    assert facts.errors == {"KeyError": 1, "ValueError": 1}
+    assert facts.error_examples == {"KeyError": "'second'", "ValueError": "first"}
+
+
+def test_the_page_says_why_nothing_was_measured(tmp_path: Path) -> None:
+    job = make_dataset(tmp_path, ["a"])
+    assert "not measured: audit.fraction is 0" in render(gather(job.storage))
+    page = render(gather(job.storage, {"config": {"audit": {"fraction": 0.01}}}))
+    assert "audit.fraction is 0<" not in page and "no image was drawn at an audit.fraction of 0.01" in page

@@ -8,8 +8,9 @@ import webdataset
 from PIL import Image as PillowImage
 
 from jobs.export import main
-from shards.making import Job, make_config, write
+from shards.making import Job, make_config, make_dataset, write
 from skipvar.shards import export as export_module
+from skipvar.shards.export import export
 
 
 @pytest.fixture
@@ -58,3 +59,11 @@ def test_refusals(job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert main([job.storage.uri, "--to", "geneval", str(tmp_path / "x")]) == 2
     assert "not a finished dataset" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_the_folder_that_one_stands_in_is_a_destination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_dataset(tmp_path, ["a", "b"])
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert export(job.storage, "geneval", Path()) == 2
+    assert (tmp_path / "empty" / "00001" / "metadata.jsonl").exists()

@@ -5,15 +5,18 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.verify import main
-from shards.making import Job, draw, make_config, make_dataset, write
+from shards.making import Job, draw, make_config, make_dataset, refuse_bad, write
 from skipvar.shards.schema import IMAGE_BYTES
 from skipvar.shards.unitfile import ContentHash, UnitFooter
+from skipvar.shards.verify import verify
+from skipvar.types import Failure, Image, Request
 
 NAME = "data/unit-000000001.parquet"
 
@@ -191,3 +194,33 @@ def test_usage() -> None:
     assert stop.value.code == 2
     assert main(["gs://x"]) == 2
     assert main(["/nowhere/at/all"]) == 1
+
+
+def of_csv(tmp_path: Path, text: str, make: Callable[[Request], Image | Failure], **values: Any) -> Job:
+    path = write(tmp_path / "prompts.csv", text)
+    return Job(make_config(input__path=path, output__path=str(tmp_path / "out"), output__unit_rows=8, **values), make)
+
+
+def test_an_id_whose_images_lie_in_a_unit_and_its_retry_stands_at_one_position(tmp_path: Path) -> None:
+    def make(request: Request) -> Image | Failure:
+        return Failure.of(request, ValueError("now")) if request.key == (0, 1) else draw(request)
+
+    job = of_csv(tmp_path, "prompt,id\na cat,x\na dog,y\n", make, sampling__images_per_prompt=2)
+    job.make_units()
+    job.make = draw
+    job.make_units(job.ledger.retry_units(job.plan))
+    job.finish()
+    verdict = verify(job.storage)
+    assert verdict.is_whole and not [note for note in verdict.notes if "ids stand" in note]
+
+
+def test_repeated_ids_beside_a_damaged_retry_are_a_verdict(tmp_path: Path) -> None:
+    job = of_csv(tmp_path, "prompt,id\na cat,x\na dog,x\nbad,z\n", refuse_bad)
+    job.make_units()
+    job.make = draw
+    job.make_units(job.ledger.retry_units(job.plan))
+    job.finish()
+    [retry] = (tmp_path / "out" / "data").glob("*retry*")
+    retry.write_bytes(retry.read_bytes()[:300])
+    verdict = verify(job.storage)
+    assert not verdict.is_whole and verdict.units_to_make == [0] and "retry-1" in verdict.problems[0]
