@@ -8,12 +8,12 @@ hand them a unit. What Ray's own calls cost is measured with real actors (`ray_c
 import heapq
 import itertools
 import random
-import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from skipvar.benchmarks.measure import peak_bytes
 from skipvar.benchmarks.null_run import UNIT_ROWS, null_metrics, null_report, null_run, null_started
 from skipvar.config import ClusterConfig, ReplicasConfig, RunConfig
 from skipvar.distributed.driver import Driver
@@ -154,7 +154,7 @@ def measure_driver(
     played: Any = fleet
     run, metrics = null_run(num_units), null_metrics(num_units)
     driver = Driver(config, played, lambda: num_replicas, run, metrics, StopSignal(), clock=fleet.clock)
-    before = _peak_bytes()
+    before = peak_bytes()
     driver.run()
     replica_seconds = num_replicas * fleet.now
     show(
@@ -167,10 +167,6 @@ def measure_driver(
         "call_seconds": round(call_seconds, 7),
         "units_per_second": round(num_units / fleet.driver_seconds, 1),
         "driver_seconds": round(fleet.driver_seconds, 2),
-        "peak_bytes": _peak_bytes() - before,
+        "peak_bytes": peak_bytes() - before,
         "lost_share": round(fleet.lost_seconds / replica_seconds, 6),
     }
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -144,11 +144,11 @@ def _plan(path: str) -> dict[str, Any]:
         "rows": plan.identity.num_rows,
         "units": plan.num_units,
         "seconds": round(time.perf_counter() - started, 2),
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": peak_bytes(),
     }
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """The most memory that this process has held. (`ru_maxrss` would count what its parent held before it.)"""
     status = Path("/proc/self/status").read_text()
     [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]

@@ -38,13 +38,18 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
         stop.stop_after(config.max_seconds)
     config = settle(config)
     look_at_output(config)
-    with StoredLog() as log, _library_log(log), connect(config) as cluster:
+    with contextlib.closing(StoredLog()) as log, connect(config) as cluster:
         run = open_run(config, cluster.device, stop.sleep)
         log.attach(run.storage, log_name(run.session, "driver"))
         with _heartbeat(run.lease, stop):
             metrics = _metrics(config, run)
             statistics: list[EngineStatistics] = []
-            audits, error = _open_audits(config, run)
+            audits: AuditBook | None = None
+            error: SkipvarError | None = None
+            try:
+                audits = open_audits(config, run)
+            except SkipvarError as refusal:
+                error = refusal
             if run.num_units and error is None:
                 cluster.start()
                 fleet = Fleet(cluster, partial(engine_factory, config, run.resolved), run.order())
@@ -84,14 +89,6 @@ def _error_of(work: Callable[[], None]) -> SkipvarError | None:
     return None
 
 
-def _open_audits(config: RunConfig, run: OpenRun) -> tuple[AuditBook | None, SkipvarError | None]:
-    """The run's audit book, if it has one, or what is wrong with its state."""
-    try:
-        return open_audits(config, run), None
-    except SkipvarError as error:
-        return None, error
-
-
 def _end(fleet: Fleet, metrics: Metrics, grace_seconds: float) -> list[EngineStatistics]:
     """End the replicas; counts what they still published and returns their engines' statistics."""
     statistics = []
@@ -102,18 +99,6 @@ def _end(fleet: Fleet, metrics: Metrics, grace_seconds: float) -> list[EngineSta
             statistics.append(message.statistics)
     metrics.close()
     return statistics
-
-
-@contextlib.contextmanager
-def _library_log(log: logging.Handler) -> Iterator[None]:
-    """Let the library's records of INFO and above reach the driver's log file."""
-    library = logging.getLogger("skipvar")
-    library.addHandler(log)
-    library.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        library.removeHandler(log)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from types import TracebackType
 
 from skipvar.errors import StorageError
 from skipvar.shards.ledger import LOG
@@ -15,6 +14,7 @@ LAST_SAVE_SECONDS = 5.0
 MAX_LOG_BYTES = 4_000_000
 """A log that grows beyond this loses its older half: it is written whole each time."""
 
+_LIBRARY = logging.getLogger("skipvar")
 FORMAT = logging.Formatter("%(asctime)sZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
 FORMAT.converter = time.gmtime
 
@@ -25,7 +25,7 @@ def log_name(session: str, who: str) -> str:
 
 
 class StoredLog(logging.Handler):
-    """Keeps a log's lines and writes them to a storage every few seconds and when closed.
+    """Keeps the library's records of INFO and above, and writes them to a storage every few seconds and when closed.
 
     Works before the storage is known: lines wait until `attach`.
     """
@@ -40,6 +40,8 @@ class StoredLog(logging.Handler):
         self._end = threading.Event()
         self._saver = threading.Thread(target=self._save_often, name="log", daemon=True)
         self._saver.start()
+        _LIBRARY.addHandler(self)
+        _LIBRARY.setLevel(logging.INFO)
 
     def attach(self, storage: Storage, name: str) -> None:
         self._storage, self._name = storage, name
@@ -61,18 +63,11 @@ class StoredLog(logging.Handler):
 
     def close(self) -> None:
         """Write what is left and end."""
+        _LIBRARY.removeHandler(self)
         self._end.set()
         self._saver.join(LAST_SAVE_SECONDS)
         self._save()
         super().close()
-
-    def __enter__(self) -> "StoredLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _save_often(self) -> None:
         while not self._end.wait(SAVE_SECONDS):

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from skipvar.distributed.metrics import Metrics
@@ -16,7 +15,7 @@ from skipvar.quality.audit_book import AuditBook
 from skipvar.report.gather import RunFacts
 from skipvar.report.page import REPORT, write_report
 from skipvar.report.sheet import SHEET, write_sheet
-from skipvar.shards.record import State
+from skipvar.shards.record import State, now
 from skipvar.shards.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -121,8 +120,7 @@ def _session_counts(
 
 def _report(storage: Storage, state: State, counts: Mapping[str, Any]) -> RunFacts | None:
     """Write the page of a run that is about to end; what it tells. None where that failed."""
-    ended_at = datetime.now(UTC).isoformat(timespec="seconds")
-    return _warned(lambda: write_report(storage, {"state": state, "counts": counts, "ended_at": ended_at}))
+    return _warned(lambda: write_report(storage, {"state": state, "counts": counts, "ended_at": now()}))
 
 
 def _warned(show: Callable[[], Shown]) -> Shown | None:

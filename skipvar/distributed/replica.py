@@ -75,9 +75,7 @@ class Replica:
         try:
             engine = self._build_engine()
             storage = open_storage(self._order.dataset.output, self._order.dataset.storage)
-            with StoredLog(storage, log_name(self._order.session, self.name)) as log:
-                logging.getLogger("skipvar").addHandler(log)
-                logging.getLogger("skipvar").setLevel(logging.INFO)
+            with contextlib.closing(StoredLog(storage, log_name(self._order.session, self.name))):
                 self._worker = self._make_worker(engine, storage)
                 wanted, node = self._worker.wanted_requests, ray.get_runtime_context().get_node_id()
                 self._outbox.put([Started(report=engine.report, wanted_requests=wanted, node=node)])

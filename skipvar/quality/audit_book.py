@@ -18,11 +18,11 @@ import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from skipvar.errors import ConfigError, NotFoundError, StorageError
 from skipvar.quality.audit import wealth
+from skipvar.shards.record import now
 from skipvar.shards.storage import Storage
 from skipvar.shards.unitfile import DATA, parse_data_name, read_columns
 from skipvar.skip.policy import Promise
@@ -182,7 +182,7 @@ class AuditBook:
             wealth=round(found, 4),
             fingerprint=self._fingerprint,
             unit=unit,
-            raised_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            raised_at=now(),
         )
         self._storage.put_if_absent(ALARM, json.dumps(asdict(alarm)).encode())
         self.alarm = self._read_alarm()

@@ -3,11 +3,8 @@
 import errno
 import fcntl
 import hashlib
-import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from skipvar.config import StorageConfig
@@ -36,7 +33,8 @@ def fetch(uri: str, cache_dir: str | Path, config: StorageConfig) -> Path:
     try:
         if not target.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder / ".lock"):
+            with (folder / ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it when its holder dies
                 if not target.exists():  # another process may have fetched it while this one waited
                     _download(storage, entries, key, target)
     except OSError as error:
@@ -105,14 +103,3 @@ def _download(storage: Storage, entries: list[Entry], key: str, target: Path) ->
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """An exclusive lock among this node's processes; the kernel frees it when its holder dies."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

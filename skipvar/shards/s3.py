@@ -14,12 +14,10 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    EndpointConnectionError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
-    ResponseStreamingError,
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
@@ -34,13 +32,7 @@ T = TypeVar("T")
 PROBE_RETRY_SECONDS = 30.0
 """Patience at start: a mistyped endpoint should be told soon, a restarting one survived."""
 READ_AHEAD_BYTES = 4 << 20
-_PASSING_ERRORS = (
-    BotoConnectionError,
-    EndpointConnectionError,
-    HTTPClientError,
-    IncompleteReadError,
-    ResponseStreamingError,
-)
+_PASSING_ERRORS = (BotoConnectionError, HTTPClientError, IncompleteReadError)
 _PASSING_CODES = {
     "ConditionalRequestConflict", "OperationAborted", "InternalError", "ServiceUnavailable", "SlowDown",
     "Throttling", "ThrottlingException", "TooManyRequests", "RequestTimeout", "RequestTimeoutException",

@@ -70,21 +70,21 @@ _ERROR = (
 def dataset_schema(columns: pa.Schema, policy: str | None = None) -> pa.Schema:
     """The data files' schema: DESIGN.md's columns, a trial's where the run's policy makes them, then the user's own,
     under their own names where these are free."""
-    names = own_names(columns.names)
     standard = (*_STANDARD, *TRIAL_COLUMNS) if policy == TRIALS else _STANDARD
-    fields = [*(pa.field(*pair) for pair in standard), *(pa.field(names[field.name], field.type) for field in columns)]
-    features: dict[str, Any] = {field.name: _feature(field.type) for field in fields}
-    features["image"] = {"_type": "Image"}
-    return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
+    return _schema(standard, columns, image={"_type": "Image"})
 
 
 def error_schema(columns: pa.Schema) -> pa.Schema:
     """The schema of the error files. The user's columns bear the same names as in the data files."""
+    return _schema(_ERROR, columns)
+
+
+def _schema(standard: Iterable[tuple[str, pa.DataType]], columns: pa.Schema, **special: Any) -> pa.Schema:
+    """Our columns and the user's, described for `datasets`; `special`: a column's feature where its type is not all."""
     names = own_names(columns.names)
-    fields = [*(pa.field(*pair) for pair in _ERROR), *(pa.field(names[field.name], field.type) for field in columns)]
-    return pa.schema(
-        fields, {"huggingface": json.dumps({"info": {"features": {f.name: _feature(f.type) for f in fields}}})}
-    )
+    fields = [*(pa.field(*pair) for pair in standard), *(pa.field(names[field.name], field.type) for field in columns)]
+    features = {field.name: special.get(field.name) or _feature(field.type) for field in fields}
+    return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
 
 
 def own_names(columns: Sequence[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import re
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -206,12 +206,6 @@ def _checksum_place(data: bytes) -> tuple[int, int]:
     if found is None:
         raise ValueError("no checksum in this file")
     return found.span(1)
-
-
-def drain(rows: deque[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows, each let go as soon as it is given out."""
-    while rows:
-        yield rows.popleft()
 
 
 @contextlib.contextmanager

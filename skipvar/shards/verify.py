@@ -8,13 +8,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skipvar.errors import StorageError
+from skipvar.errors import StorageError, first_line
 from skipvar.shards.encode import decode_image
 from skipvar.shards.ledger import RUN_FILE, SUCCESS_FILE, Ledger
 from skipvar.shards.record import RunRecord
@@ -146,7 +145,7 @@ class _Checker:
             try:
                 self._check_file(data_name(unit, retry), retry, check)
             except (StorageError, pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-                check.problems.append(f"{data_name(unit, retry)} cannot be read: {_first_line(error)}")
+                check.problems.append(f"{data_name(unit, retry)} cannot be read: {first_line(error)}.")
         if not check.problems:
             self._check_keys(check)
         found = [_id_hash(id) for of_position in check.ids.values() for id in of_position]
@@ -218,7 +217,7 @@ class _Checker:
             try:
                 pixels = decode_image(row["image"]["bytes"])
             except (OSError, ValueError, TypeError, SyntaxError) as error:
-                check.problems.append(f"{where} cannot be decoded: {_first_line(error)}")
+                check.problems.append(f"{where} cannot be decoded: {first_line(error)}.")
                 continue
             if pixels.shape[:2] != (row["height"], row["width"]):
                 check.problems.append(f"{where} is not {row['width']} x {row['height']} as its row says.")
@@ -237,19 +236,13 @@ class _Checker:
 
     def _check_keys(self, check: _UnitCheck) -> None:
         expected = set(self._input.unit(check.unit).keys(self._input.images_per_prompt))
-        states: tuple[tuple[Literal["neither", "both", "beyond"], set[RequestKey]], ...] = (
-            ("neither", expected - check.images - check.errors),
-            ("both", check.images & check.errors),
-            ("beyond", (check.images | check.errors) - expected),
-        )
-        texts = {
-            "neither": "are in neither data nor errors",
-            "both": "are in both data and errors",
-            "beyond": "do not belong to the unit",
-        }
-        for state, keys in states:
+        for keys, what in (
+            (expected - check.images - check.errors, "are in neither data nor errors"),
+            (check.images & check.errors, "are in both data and errors"),
+            ((check.images | check.errors) - expected, "do not belong to the unit"),
+        ):
             if keys:
-                check.problems.append(f"unit {check.unit}: {len(keys)} requests, such as {min(keys)}, {texts[state]}.")
+                check.problems.append(f"unit {check.unit}: {len(keys)} requests, such as {min(keys)}, {what}.")
 
 
 def _note_orphans(storage: Storage, referenced: set[str], verdict: Verdict) -> None:
@@ -297,7 +290,3 @@ def _units(units: Sequence[int]) -> str:
 
 def _names(names: Sequence[str]) -> str:
     return f"{len(names)} files ({', '.join(names[:_MAX_NAMED])}{', ...' if len(names) > _MAX_NAMED else ''})"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".") + "."

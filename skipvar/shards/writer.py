@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +22,6 @@ from skipvar.shards.unitfile import (
     UnitFile,
     UnitFooter,
     data_name,
-    drain,
     error_name,
     read_columns,
     read_unit_footer,
@@ -209,8 +208,8 @@ class UnitWriter:
         """Write the error file under the first free attempt number: one of a dead run may have been left behind."""
         schema = error_schema(self._columns)
         file = UnitFile(schema)
-        rows = deque(self._error_row(self._failures[key]) for key in sorted(self._failures))
-        for batch in row_groups(drain(rows), schema, self._spec.max_row_group_bytes):
+        rows = (self._error_row(self._failures[key]) for key in sorted(self._failures))
+        for batch in row_groups(rows, schema, self._spec.max_row_group_bytes):
             file.write(batch)
         data = file.finish({"skipvar.unit": str(self._unit.index), "skipvar.fingerprint": self._spec.fingerprint})
         attempt = max(1, self._attempt)
@@ -222,8 +221,8 @@ class UnitWriter:
         schema = dataset_schema(self._columns, self._spec.policy)
         file, content = UnitFile(schema), ContentHash()
         keys = sorted(self._rows)
-        rows = deque(self._rows.pop(key) for key in keys)
-        for batch in row_groups(drain(rows), schema, self._spec.max_row_group_bytes):
+        rows = (self._rows.pop(key) for key in keys)
+        for batch in row_groups(rows, schema, self._spec.max_row_group_bytes):
             content.update(batch)
             file.write(batch)
         footer = UnitFooter(

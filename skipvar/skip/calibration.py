@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from skipvar.skip.features import DecodedProbe, LatentProbe, ProbeRule
+from skipvar.skip.policy import LogisticPolicy
+from skipvar.skip.policy_file import probe_to_json, stage_from_json
 from skipvar.skip.strategy import NUM_DECIDED_SCALES
 from skipvar.types import Probe
 
@@ -80,8 +82,6 @@ def _held_out_loss(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _probability(stage: Mapping[str, Any], row: np.ndarray, label: int) -> float:
-    from skipvar.skip.policy_file import stage_from_json
-
     return stage_from_json(stage).probabilities(list(row)).get(int(label), 0.0)
 
 
@@ -113,12 +113,16 @@ def fit_policy(
     trials: Sequence[TrialScores], floor: float, grid_scale: int, *, name: str, fitted_for: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A policy file's content: both stages at an SSIM floor, with what was seen on the trials themselves."""
-    from skipvar.skip.policy import LogisticPolicy
-    from skipvar.skip.policy_file import probe_to_json, stage_from_json
-
     x = features(trials, grid_scale)
     skip, uncond = (fit_stage(x, labels(trials, kind, floor)) for kind in ("skip", "uncond"))
-    policy = LogisticPolicy(name, "", None, DecodedProbe(grid_scale), stage_from_json(skip), stage_from_json(uncond))
+    policy = LogisticPolicy(
+        name=name,
+        content_hash="",
+        decision_scale=None,
+        probe=DecodedProbe(grid_scale),
+        skip=stage_from_json(skip),
+        uncond=stage_from_json(uncond),
+    )
     chosen = [policy.choose(trial.probes[grid_scale].numbers).strategy for trial in trials]
     reached = np.array([trial.ssim[strategy] for trial, strategy in zip(trials, chosen, strict=True)])
     return {

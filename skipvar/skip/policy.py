@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 from skipvar.skip.chances import ChanceTable
 from skipvar.skip.features import DecodedProbe, ProbeRule
@@ -26,101 +26,55 @@ class Decision:
     """A probability for each strategy, where the policy has them."""
 
 
-class Policy(Protocol):
-    """Names each image's strategy after the decision scale."""
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Names each image's strategy after the decision scale. As it stands: the one that is known, or `base`."""
 
-    @property
-    def name(self) -> str:
-        """As users see it: in a dataset's rows, in records and in messages."""
-        ...
-
-    @property
-    def content_hash(self) -> str:
-        """Of all that the policy's decisions depend on: part of the run's fingerprint."""
-        ...
-
-    @property
-    def strategies(self) -> tuple[str, ...]:
-        """Those that it may choose."""
-        ...
-
-    @property
-    def known_strategy(self) -> str | None:
-        """The strategy of every image, where it is known before the image starts."""
-        ...
-
-    @property
-    def decision_scale(self) -> int | None:
-        """Index of the scale after which it decides; None: the schedule has no room for that, everything is `base`."""
-        ...
-
-    @property
-    def probe(self) -> ProbeRule:
-        """What it decides by."""
-        ...
-
-    def decide(self, request: Request, numbers: Sequence[float]) -> Decision:
-        """`numbers`: what `probe` names, of the request's image."""
-        ...
-
-
-@dataclass(frozen=True)
-class FixedPolicy:
-    """The same strategy for every image, without a probe."""
-
-    strategy: str
+    name: str
+    """As users see it: in a dataset's rows, in records and in messages."""
+    content_hash: str
+    """Of all that the policy's decisions depend on: part of the run's fingerprint."""
     decision_scale: int | None
+    """Index of the scale after which it decides; None: the schedule has no room for that, everything is `base`."""
+    strategies: tuple[str, ...] = STRATEGY_NAMES
+    """Those that it may choose."""
+    known_strategy: str | None = None
+    """The strategy of every image, where it is known before the image starts."""
     probe: ProbeRule = DEFAULT_PROBE
-
-    @property
-    def name(self) -> str:
-        return f"fixed:{self.strategy}"
-
-    @property
-    def content_hash(self) -> str:
-        return self.name
-
-    @property
-    def strategies(self) -> tuple[str, ...]:
-        return (self.strategy,)
-
-    @property
-    def known_strategy(self) -> str:
-        return self.strategy
+    """What it decides by."""
 
     def decide(self, request: Request, numbers: Sequence[float]) -> Decision:  # noqa: ARG002
-        return Decision(self.strategy)
+        """`numbers`: what `probe` names, of the request's image."""
+        return Decision(self.known_strategy or "base")
 
 
-@dataclass(frozen=True)
-class SpreadPolicy:
+def fixed_policy(strategy: str, decision_scale: int | None) -> Policy:
+    """The same strategy for every image, without a probe."""
+    name = f"fixed:{strategy}"
+    return Policy(
+        name=name,
+        content_hash=name,
+        decision_scale=decision_scale,
+        strategies=(strategy,),
+        known_strategy=strategy,
+    )
+
+
+def trial_policy(decision_scale: int) -> Policy:
+    """Every image under every strategy (`Image.trial`), and `base`'s is kept: the raw material of calibration."""
+    return Policy(name=TRIALS, content_hash=TRIALS, decision_scale=decision_scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadPolicy(Policy):
     """A strategy by hash of the image's id, over all ten: for tests and benchmarks of grouping."""
 
-    decision_scale: int | None
-    probe: ProbeRule = DEFAULT_PROBE
-    known_strategy: None = None
     name: str = "spread"
     content_hash: str = "spread"
-    strategies: tuple[str, ...] = STRATEGY_NAMES
 
     def decide(self, request: Request, numbers: Sequence[float]) -> Decision:  # noqa: ARG002
         digest = hashlib.sha256(request.id.encode()).digest()
         return Decision(STRATEGY_NAMES[int.from_bytes(digest[:8], "big") % len(STRATEGY_NAMES)])
-
-
-@dataclass(frozen=True)
-class TrialPolicy:
-    """Every image under every strategy (`Image.trial`), and `base`'s is kept: the raw material of calibration."""
-
-    decision_scale: int | None
-    probe: ProbeRule = DEFAULT_PROBE
-    known_strategy: None = None
-    name: str = TRIALS
-    content_hash: str = TRIALS
-    strategies: tuple[str, ...] = STRATEGY_NAMES
-
-    def decide(self, request: Request, numbers: Sequence[float]) -> Decision:  # noqa: ARG002
-        return Decision("base")
 
 
 @dataclass(frozen=True)
@@ -145,18 +99,13 @@ class LogisticStage:
         return {label: value / sum(exponentials) for label, value in zip(self.classes, exponentials, strict=True)}
 
 
-@dataclass(frozen=True)
-class LogisticPolicy:
+@dataclass(frozen=True, kw_only=True)
+class LogisticPolicy(Policy):
     """The paper's two stages: how many scales to skip; where none, in how many to drop the unconditional branch."""
 
-    name: str
-    content_hash: str
-    decision_scale: int | None
-    probe: ProbeRule
     skip: LogisticStage
     uncond: LogisticStage
     strategies: tuple[str, ...] = PAPER_STRATEGIES
-    known_strategy: None = None
 
     def decide(self, request: Request, numbers: Sequence[float]) -> Decision:  # noqa: ARG002
         return self.choose(numbers)
@@ -220,23 +169,14 @@ def _listed(value: float | tuple[float, ...]) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-@dataclass(frozen=True)
-class CertifiedPolicy:
+@dataclass(frozen=True, kw_only=True)
+class CertifiedPolicy(Policy):
     """The cheapest strategy whose chance of staying above an SSIM floor passes a tested threshold; else `base`."""
 
-    name: str
-    content_hash: str
-    decision_scale: int | None
-    probe: ProbeRule
     table: ChanceTable
     tested_with: Conditions
     aspect_ratio: float
     promise: Promise
-    known_strategy: None = None
-
-    @property
-    def strategies(self) -> tuple[str, ...]:
-        return ("base", *self.table.forecasts)
 
     def decide(self, request: Request, numbers: Sequence[float]) -> Decision:
         """`base` where the row has settings of its own that are not those of the test; else the table's choice."""

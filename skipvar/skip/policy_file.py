@@ -16,13 +16,13 @@ from skipvar.skip.policy import (
     TRIALS,
     CertifiedPolicy,
     Conditions,
-    FixedPolicy,
     LogisticPolicy,
     LogisticStage,
     Policy,
     Promise,
     SpreadPolicy,
-    TrialPolicy,
+    fixed_policy,
+    trial_policy,
 )
 from skipvar.skip.strategy import NUM_DECIDED_SCALES, STRATEGY_NAMES, default_decision_scale, make_strategy
 
@@ -78,12 +78,12 @@ def load_policy(
             make_strategy(strategy, facts.num_scales)
         except ValueError as error:
             raise ConfigError(f"policy {spec}: {error}") from error
-        return FixedPolicy(strategy, decision_scale)
+        return fixed_policy(strategy, decision_scale)
     if spec in ("spread", TRIALS):
         if decision_scale is None:
             fewest = NUM_DECIDED_SCALES + 2
             raise ConfigError(f"policy {spec} needs at least {fewest} scales, this size has {facts.num_scales}")
-        return SpreadPolicy(decision_scale) if spec == "spread" else TrialPolicy(decision_scale)
+        return SpreadPolicy(decision_scale=decision_scale) if spec == "spread" else trial_policy(decision_scale)
     return _load_file(spec, facts, read, force=force)
 
 
@@ -115,27 +115,38 @@ def _load_file(path: str, facts: ModelFacts, read: Callable[[str], bytes], *, fo
 def _policy_of(content: Mapping[str, Any], content_hash: str, decision_scale: int) -> LogisticPolicy | CertifiedPolicy:
     """The policy of a file's content; raises `ValueError`, `KeyError` or `TypeError` where it is not one."""
     name, probe, fitted_for = str(content["name"]), probe_from_json(content["probe"]), content["fitted_for"]
+    common: dict[str, Any] = {
+        "name": name,
+        "content_hash": content_hash,
+        "decision_scale": decision_scale,
+        "probe": probe,
+    }
     if name in ("spread", TRIALS) or name.startswith("fixed:"):
         raise ValueError(f"its name is {name!r}, which is another policy's")
     if content["kind"] == "logistic":
         if not isinstance(probe, DecodedProbe):
             raise ValueError(f"probe.features of a logistic policy must be {', '.join(FREQUENCIES)}")
         skip, uncond = (stage_from_json(content["stages"][kind]) for kind in ("skip", "uncond"))
-        return LogisticPolicy(name, content_hash, decision_scale, probe, skip, uncond)
+        return LogisticPolicy(**common, skip=skip, uncond=uncond)
     if content["kind"] != "certified":
         raise ValueError(f"kind is {content['kind']!r}, accepted: 'logistic', 'certified'")
     needed = {"weights_sha256", "aspect_ratio", *(one.name for one in fields(Conditions))}
     if absent := needed - {key for key in fitted_for if key != "weights_sha256" or fitted_for[key]}:
         raise ValueError(f"a certified policy's fitted_for lacks {', '.join(sorted(absent))}")
-    ratio = float(fitted_for["aspect_ratio"])
     table = table_from_json(content["chances"])
     for strategy in table.forecasts:
         make_strategy(strategy, int(fitted_for["num_scales"]))
     floor, alpha, delta = (float(content["certificate"][key]) for key in ("ssim_floor", "alpha", "delta"))
     if not (0 < alpha < 1 and 0 < delta < 1):
         raise ValueError("certificate: alpha and delta must be between 0 and 1")
-    tested_with, promise = _conditions_of(fitted_for), Promise(floor, alpha, delta)
-    return CertifiedPolicy(name, content_hash, decision_scale, probe, table, tested_with, ratio, promise)
+    return CertifiedPolicy(
+        **common,
+        strategies=("base", *table.forecasts),
+        table=table,
+        tested_with=_conditions_of(fitted_for),
+        aspect_ratio=float(fitted_for["aspect_ratio"]),
+        promise=Promise(floor, alpha, delta),
+    )
 
 
 def _conditions_of(content: Mapping[str, Any]) -> Conditions:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,10 @@ def test_the_promise_comes_from_the_configuration_or_the_certified_policy(
     with pytest.raises(ConfigError, match=r"give that as audit\.min_ssim"):
         promised(run_config, fraction=0.5, alpha=0.1)
     own = Promise(0.88, 0.07, 0.02)
-    certified = CertifiedPolicy("c", "c", 5, 4, None, None, 1.0, own)  # type: ignore[arg-type]
+    nothing: Any = None
+    certified = CertifiedPolicy(
+        name="c", content_hash="c", decision_scale=5, table=nothing, tested_with=nothing, aspect_ratio=1.0, promise=own
+    )
     monkeypatch.setattr("skipvar.engine.resolved.load_policy", lambda *_, **__: certified)
     assert promised(run_config, fraction=0.5) == own
     assert promised(run_config, fraction=0.5, alpha=0.2, min_ssim=0.5, delta=0.1) == Promise(0.5, 0.2, 0.1)
