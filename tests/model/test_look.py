@@ -39,10 +39,10 @@ def swap(folder: Path) -> None:
 
 T5 = "text_encoder"
 DAMAGES: dict[str, tuple[Damage, str]] = {
-    "transformer cut": (cut("transformer.safetensors"), r"transformer\.safetensors: has \d+ bytes, its header"),
-    "vae cut": (cut("vae.safetensors"), r"vae\.safetensors: has \d+ bytes"),
+    "transformer cut": (cut("transformer.safetensors"), "transformer.safetensors: the file is cut off or damaged"),
+    "vae cut": (cut("vae.safetensors"), "vae.safetensors: the file is cut off or damaged"),
     "empty": (lambda folder: (folder / "vae.safetensors").write_bytes(b""), "vae.safetensors: the file is empty"),
-    "no header": (lambda folder: (folder / "vae.safetensors").write_bytes(b"\xff" * 999), "not a safetensors file"),
+    "no header": (lambda folder: (folder / "vae.safetensors").write_bytes(b"\xff" * 999), "cut off or damaged"),
     "swapped": (swap, "transformer.safetensors: lacks unconditional_text"),
     "deeper": (change("config.json", transformer__depth=9), r"lacks blocks\.8"),
     "shallower": (change("config.json", transformer__depth=7), r"has blocks\.7"),
@@ -50,7 +50,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "another vae": (change("config.json", vae__base_width=16), "conv_in.weight has shape"),
     "hashes": (change("config.json", weights_sha256=[1]), "weights_sha256 must give a text for each"),
     "t5 is gone": (lambda folder: shutil.rmtree(folder / T5), "text_encoder is missing"),
-    "t5 cut": (cut(f"{T5}/model.safetensors"), "text_encoder/model.safetensors: has"),
+    "t5 cut": (cut(f"{T5}/model.safetensors"), "text_encoder/model.safetensors: the file is cut off"),
     "t5 of another width": (change(f"{T5}/config.json", d_model=128), "its features have 128 channels"),
     "t5 is no t5": (change(f"{T5}/config.json", model_type="bert"), "not a T5's configuration"),
     "t5 with fewer rows": (change(f"{T5}/config.json", vocab_size=900), "its largest token is"),
