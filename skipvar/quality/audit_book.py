@@ -24,7 +24,7 @@ from skipvar.errors import ConfigError, NotFoundError, StorageError
 from skipvar.quality.audit import wealth
 from skipvar.shards.record import now
 from skipvar.shards.storage import Storage
-from skipvar.shards.unitfile import DATA, parse_data_name, read_columns
+from skipvar.shards.unitfile import FileKey, data_files, read_columns
 from skipvar.skip.policy import Promise
 
 logger = logging.getLogger(__name__)
@@ -32,9 +32,6 @@ logger = logging.getLogger(__name__)
 ALARM = "alarm.json"
 _COUNT = re.compile(r"[^/]+/\d{9}\.json")
 _THREADS = 16
-
-FileKey = tuple[int, int]
-"""`(unit, retry)` of a data file; retry 0 is the unit itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +108,8 @@ class AuditBook:
 
     def catch_up(self, data: Storage) -> None:
         """Take in the run's published files that are not counted yet: those of a session that was killed."""
-        found = ((parse_data_name(entry.name), entry.name) for entry in data.list(DATA))
         missing = [
-            (file, name)
-            for file, name in found
-            if file is not None and not self._own.holds(file) and file not in self._waiting
+            (file, name) for file, name in data_files(data) if not self._own.holds(file) and file not in self._waiting
         ]
         with ThreadPoolExecutor(_THREADS) as pool:
             scores = pool.map(lambda item: read_audit_scores(data, item[1]), missing)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from skipvar.errors import InputError
 from skipvar.shards.storage import Storage
 from skipvar.shards.trial_columns import TRIAL_COLUMNS, trial_of_columns
-from skipvar.shards.unitfile import DATA, parse_data_name, read_columns
+from skipvar.shards.unitfile import data_files, read_columns
 from skipvar.skip.calibration import TrialScores
 from skipvar.skip.certify import SHARES, allowed_misses
 from skipvar.types import Trial
@@ -71,13 +71,11 @@ def _scores(trial: Trial, prompt: str, group: Any) -> TrialScores:
 
 
 def _rows(storage: Storage) -> Iterator[dict[str, Any]]:
-    for entry in storage.list(DATA):
-        if parse_data_name(entry.name) is None:
-            continue
-        with storage.open(entry.name) as file:
+    for _, name in data_files(storage):
+        with storage.open(name) as file:
             names = pq.read_schema(file).names
         wanted = ("position", "image_index", "prompt", GROUP_COLUMN, *(name for name, _ in TRIAL_COLUMNS))
-        table = read_columns(storage, entry.name, [name for name in wanted if name in names])
+        table = read_columns(storage, name, [column for column in wanted if column in names])
         if "trial_ssim" not in names or table["trial_ssim"].null_count:
             raise InputError(f"{storage.uri}: is no run of trials; jobs.calibrate makes one.")
         yield from table.to_pylist()

@@ -28,7 +28,7 @@ from skipvar.shards.ledger import RUN_FILE, Ledger
 from skipvar.shards.pairs import AuditPair, pairs_name, read_pairs, small, worst
 from skipvar.shards.record import RunRecord
 from skipvar.shards.storage import Storage
-from skipvar.shards.unitfile import DATA, UnitFooter, parse_data_name, read_columns, readable
+from skipvar.shards.unitfile import UnitFooter, data_files, read_columns, readable
 
 MAX_PICTURES = 96
 MAX_PAIRS_SHOWN = 24
@@ -160,7 +160,7 @@ def gather(storage: Storage, ending: Mapping[str, Any] | None = None) -> RunFact
     if record is None:
         raise StorageError(f"{storage.uri} holds no run ({RUN_FILE} is missing); give the output of one.")
     facts = RunFacts(uri=storage.uri, record=replace(record, **(ending or {})))
-    names = [entry.name for entry in storage.list(DATA) if parse_data_name(entry.name)]
+    names = [name for _, name in data_files(storage)]
     points_each = max(1, math.ceil(MAX_POINTS / max(1, len(names))))
     scores, lowest = [facts.scores], list[tuple[float, str]]()
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from skipvar.shards.storage import Storage
-from skipvar.shards.unitfile import DATA, parse_data_name
+from skipvar.shards.unitfile import data_files
 
 SHEET = "preview.png"
 MAX_IMAGES = 64
@@ -36,11 +36,10 @@ class Picture:
 
 def read_pictures(storage: Storage, limit: int = MAX_IMAGES) -> Iterator[Picture]:
     """The first images of a published dataset, in its order."""
-    for entry in storage.list(DATA):
-        parsed = parse_data_name(entry.name)
-        if parsed is None or parsed[1]:  # a retry lies beside its unit
+    for (_, retry), name in data_files(storage):
+        if retry:  # it lies beside its unit
             continue
-        with storage.open(entry.name) as file:
+        with storage.open(name) as file:
             parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16)  # no more pages than are shown
             columns = ["image", "prompt", "strategy"]
             for batch in parquet.iter_batches(batch_size=16, columns=columns, use_threads=False):

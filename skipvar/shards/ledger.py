@@ -19,8 +19,8 @@ from skipvar.shards.storage import Storage
 from skipvar.shards.unitfile import (
     DATA,
     ERRORS,
+    data_files,
     data_name,
-    parse_data_name,
     parse_error_name,
     read_columns,
     read_unit_footer,
@@ -74,7 +74,6 @@ class Ledger:
 
         A `ConfigError` lists what differs from the run that is there and says what to do.
         """
-        self._storage.check_writable()
         present = self.read_run()
         if present is None:
             self._refuse_foreign_data()
@@ -102,8 +101,7 @@ class Ledger:
 
     def done_units(self) -> set[int]:
         """The units that are published, by one listing of `data/`."""
-        parsed = (parse_data_name(entry.name) for entry in self._storage.list(DATA))
-        return {found[0] for found in parsed if found is not None and found[1] == 0}
+        return {unit for (unit, retry), _ in data_files(self._storage) if retry == 0}
 
     def failed_requests(self) -> Iterator[FailedUnit]:
         """The units with error rows that count, with these rows' requests.
@@ -112,10 +110,9 @@ class Ledger:
         """
         suspects = {parsed[0] for entry in self._storage.list(ERRORS) if (parsed := parse_error_name(entry.name))}
         retries: dict[int, list[int]] = defaultdict(list)
-        for entry in self._storage.list(DATA):
-            parsed = parse_data_name(entry.name)
-            if parsed and parsed[0] in suspects:
-                retries[parsed[0]].append(parsed[1])
+        for (unit, retry), _ in data_files(self._storage):
+            if unit in suspects:
+                retries[unit].append(retry)
         with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
             for failed in pool.map(lambda unit: self._failed_unit(unit, sorted(retries[unit])), sorted(retries)):
                 if failed.files:

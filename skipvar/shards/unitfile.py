@@ -25,6 +25,8 @@ DATA = "data/"
 ERRORS = "errors/"
 _DATA_NAME = re.compile(r"data/unit-(\d{9})(?:\.retry-([1-9]\d*))?\.parquet")
 _ERROR_NAME = re.compile(r"errors/unit-(\d{9})\.([1-9]\d*)\.parquet")
+FileKey = tuple[int, int]
+"""`(unit, retry)` of a data file; retry 0 is the unit itself."""
 _PREFIX = "skipvar."
 _ROW_OVERHEAD_BYTES = 500
 _CHECKSUM = "skipvar.file_sha256"
@@ -90,7 +92,7 @@ def error_name(unit: int, attempt: int) -> str:
     return f"{ERRORS}unit-{unit:09d}.{attempt}.parquet"
 
 
-def parse_data_name(name: str) -> tuple[int, int] | None:
+def parse_data_name(name: str) -> FileKey | None:
     """(unit, retry) of a data file; None for any other name."""
     found = _DATA_NAME.fullmatch(name)
     return (int(found[1]), int(found[2] or 0)) if found else None
@@ -100,6 +102,13 @@ def parse_error_name(name: str) -> tuple[int, int] | None:
     """(unit, attempt) of an error file; None for any other name."""
     found = _ERROR_NAME.fullmatch(name)
     return (int(found[1]), int(found[2])) if found else None
+
+
+def data_files(storage: Storage) -> Iterator[tuple[FileKey, str]]:
+    """The data files that are published, in the order of their names; other names are none."""
+    for entry in storage.list(DATA):
+        if (key := parse_data_name(entry.name)) is not None:
+            yield key, entry.name
 
 
 def list_units(storage: Storage, num_units: int) -> tuple[dict[int, list[int]], list[str]]:
