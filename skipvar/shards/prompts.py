@@ -190,7 +190,7 @@ def _read_through(
         known = iter(hashed)
     elif texts:
         looks = [(found.file, found.look) for found in texts if found.look is not None]
-        normaliser = TextNormaliser(spec, special_columns(looks, spec.prompt_column, spec.id_column))
+        normaliser = TextNormaliser(spec, special_columns(looks, spec.input))
     planned: list[_PlannedFile] = []
     left = limit
     for found in files:
@@ -306,14 +306,8 @@ def input_spec(config: RunConfig, num_scales: int, columns: pa.Schema) -> InputS
         files={},
         columns=columns,
         storage=config.storage,
-        prompt_column=config.input.prompt_column,
-        id_column=config.input.id_column,
-        seed=sampling.seed,
+        input=config.input,
+        sampling=config.sampling,
         cfg=cfg,
         tau=tau,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        aspect_ratio=sampling.aspect_ratio,
-        negative_prompt=sampling.negative_prompt,
-        images_per_prompt=sampling.images_per_prompt,
     )

@@ -5,18 +5,25 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from skipvar.config import StorageConfig
+from skipvar.config import InputConfig, SamplingConfig, StorageConfig
 from skipvar.errors import RowError, SkipvarError, first_line
 from skipvar.shards.columns import UNFIT_ERRORS, checked_text
 from skipvar.types import Failure, Request
 
-SETTINGS = ("seed", "cfg", "tau", "negative_prompt", "aspect_ratio")
-"""Columns of the input that win over the configuration, beside the prompt's and the id's."""
+SETTINGS = {
+    "seed": pa.int64(),
+    "cfg": pa.string(),
+    "tau": pa.string(),
+    "negative_prompt": pa.string(),
+    "aspect_ratio": pa.float64(),
+}
+"""Columns of the input that win over the configuration, beside the prompt's and the id's, and what they are kept as of
+text input: `cfg` and `tau` are numbers or lists of numbers, as text of either."""
 
 MAX_ROW_BYTES = 1 << 20
 """What a row's prompt and own columns may hold together: a unit of rows must stay small beside its images."""
@@ -43,22 +50,28 @@ class InputSpec:
     columns: pa.Schema
     """The user's own columns."""
     storage: StorageConfig
-    prompt_column: str
-    id_column: str
-    seed: int
+    input: InputConfig
+    sampling: SamplingConfig
     cfg: tuple[float, ...]
     """Of each scale, where the row has none of its own; as `tau`."""
     tau: tuple[float, ...]
-    top_k: int
-    top_p: float
-    aspect_ratio: float
-    negative_prompt: str | None
-    images_per_prompt: int
 
     @property
     def num_scales(self) -> int:
         """K of the model's schedules."""
         return len(self.cfg)
+
+
+class RowSettings(NamedTuple):
+    """What a row's image is made with, the run's where the row has none of its own."""
+
+    prompt: str
+    negative_prompt: str | None
+    seed: int | None
+    """None: to be derived."""
+    cfg: tuple[float, ...]
+    tau: tuple[float, ...]
+    aspect_ratio: float
 
 
 def derive_seed(run_seed: int, id: str, image_index: int) -> int:
@@ -111,7 +124,7 @@ class RowReader:
         `error`: the row is known to be bad. `where` names file and row in messages. `retyped`: see `FileSpec`.
         """
         columns: dict[str, Any] = {}
-        settings: dict[str, Any] = {}
+        settings: RowSettings | None = None
         try:
             if error is None:
                 settings = self.settings(values)
@@ -123,16 +136,17 @@ class RowReader:
             error = error or found
         except UNFIT_ERRORS as found:
             error = error or RowError(f"the row cannot be used ({first_line(found)})")
-        for image_index in range(self._spec.images_per_prompt):
+        for image_index in range(self._spec.sampling.images_per_prompt):
             id = self._id(position, image_index, values)
             if error is None:
+                assert settings is not None
                 yield self._request(position, image_index, id, settings, columns)
             else:
                 yield Failure(
                     position=position,
                     image_index=image_index,
                     id=id,
-                    prompt=shown_prompt(values.get(self._spec.prompt_column)),
+                    prompt=shown_prompt(values.get(self._spec.input.prompt_column)),
                     seed=None,
                     error_class=type(error).__name__,
                     message=f"{where}: {error}.",
@@ -140,57 +154,58 @@ class RowReader:
                 )
 
     def _request(
-        self, position: int, image_index: int, id: str, settings: Mapping[str, Any], columns: Mapping[str, Any]
+        self, position: int, image_index: int, id: str, settings: RowSettings, columns: Mapping[str, Any]
     ) -> Request:
-        seed = settings["seed"]
+        seed, sampling = settings.seed, self._spec.sampling
         return Request(
             position=position,
             image_index=image_index,
             id=id,
-            prompt=settings["prompt"],
-            negative_prompt=settings["negative_prompt"],
+            prompt=settings.prompt,
+            negative_prompt=settings.negative_prompt,
             # A given seed names the row's first image; the others must not be its copies.
-            seed=derive_seed(self._spec.seed, id, image_index) if seed is None else (seed + image_index) % 2**63,
-            cfg=settings["cfg"],
-            tau=settings["tau"],
-            top_k=self._spec.top_k,
-            top_p=self._spec.top_p,
-            aspect_ratio=settings["aspect_ratio"],
+            seed=derive_seed(sampling.seed, id, image_index) if seed is None else (seed + image_index) % 2**63,
+            cfg=settings.cfg,
+            tau=settings.tau,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            aspect_ratio=settings.aspect_ratio,
             columns=columns,
         )
 
-    def settings(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Prompt and sampling of the row, those of the run where it has none of its own; RowError where one is bad."""
-        spec = self._spec
-        prompt = row.get(spec.prompt_column)
+    def settings(self, row: Mapping[str, Any]) -> RowSettings:
+        """Prompt and sampling of the row; RowError where one is bad."""
+        spec, names = self._spec, self._spec.input
+        prompt = row.get(names.prompt_column)
         if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
-            raise RowError(f"column '{spec.prompt_column}' is empty; every row needs a prompt")
+            raise RowError(f"column '{names.prompt_column}' is empty; every row needs a prompt")
         if not isinstance(prompt, str):
-            raise RowError(f"column '{spec.prompt_column}' must be text, not {_shown(prompt)}")
-        id = row.get(spec.id_column)
+            raise RowError(f"column '{names.prompt_column}' must be text, not {_shown(prompt)}")
+        id = row.get(names.id_column)
         if not is_empty(id) and id_text(id) is None:
-            raise RowError(f"column '{spec.id_column}' must be text or a whole number, not {_shown(id)}")
+            raise RowError(f"column '{names.id_column}' must be text or a whole number, not {_shown(id)}")
         negative = row.get("negative_prompt")
         if negative is not None and not isinstance(negative, str):
             raise RowError(f"column 'negative_prompt' must be text, not {_shown(negative)}")
         if isinstance(id, str):
-            checked_text(id, spec.id_column)
-        return {
-            "prompt": checked_text(prompt, spec.prompt_column),
-            "negative_prompt": checked_text(negative, "negative_prompt") if negative else spec.negative_prompt or None,
-            "seed": None if is_empty(row.get("seed")) else _seed(row["seed"]),
-            "cfg": spec.cfg if is_empty(row.get("cfg")) else per_scale(row["cfg"], "cfg", spec.num_scales),
-            "tau": spec.tau if is_empty(row.get("tau")) else per_scale(row["tau"], "tau", spec.num_scales),
-            "aspect_ratio": spec.aspect_ratio if is_empty(row.get("aspect_ratio")) else _ratio(row["aspect_ratio"]),
-        }
+            checked_text(id, names.id_column)
+        seed, cfg, tau, ratio = row.get("seed"), row.get("cfg"), row.get("tau"), row.get("aspect_ratio")
+        return RowSettings(
+            prompt=checked_text(prompt, names.prompt_column),
+            negative_prompt=checked_text(negative or spec.sampling.negative_prompt or "", "negative_prompt") or None,
+            seed=None if is_empty(seed) else _seed(seed),
+            cfg=spec.cfg if is_empty(cfg) else per_scale(cfg, "cfg", spec.num_scales),
+            tau=spec.tau if is_empty(tau) else per_scale(tau, "tau", spec.num_scales),
+            aspect_ratio=spec.sampling.aspect_ratio if is_empty(ratio) else _ratio(ratio),
+        )
 
     def _id(self, position: int, image_index: int, row: Mapping[str, Any]) -> str:
         """The user's label or the position in twelve digits, with the image's index where there are several."""
-        given = row.get(self._spec.id_column)
+        given = row.get(self._spec.input.id_column)
         text = None if is_empty(given) else id_text(given)
         if text is not None:
             return text.encode("utf-8", "replace").decode()
-        return f"{position:012d}" + (f"-{image_index}" if self._spec.images_per_prompt > 1 else "")
+        return f"{position:012d}" + (f"-{image_index}" if self._spec.sampling.images_per_prompt > 1 else "")
 
 
 def is_empty(value: Any) -> bool:

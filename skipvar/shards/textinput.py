@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from skipvar.config import InputConfig
 from skipvar.errors import InputError, RowError, first_line
 from skipvar.shards.columns import UNFIT_ERRORS, fit_csv, fit_json, infer_csv, infer_json
 from skipvar.shards.inputs import InputFile, Inputs
@@ -30,15 +31,6 @@ from skipvar.shards.textrows import RawRow, TextRows
 SAMPLE_ROWS = 10_000
 SAMPLE_BYTES = 32 << 20
 MAX_COLUMNS = 2_000
-_SETTING_TYPES = {
-    "seed": pa.int64(),
-    "cfg": pa.string(),
-    "tau": pa.string(),
-    "negative_prompt": pa.string(),
-    "aspect_ratio": pa.float64(),
-}
-"""`cfg` and `tau` are numbers or lists of numbers, kept as text of either."""
-assert tuple(_SETTING_TYPES) == SETTINGS
 
 
 @dataclass(frozen=True)
@@ -89,7 +81,7 @@ class TextNormaliser:
         """`columns`: which of the prompt's, the id's and the settings' columns the files may have."""
         self._spec = spec
         self._reader = RowReader(spec)
-        types = {**_SETTING_TYPES, spec.id_column: pa.string(), spec.prompt_column: pa.string()}
+        types = {**SETTINGS, spec.input.id_column: pa.string(), spec.input.prompt_column: pa.string()}
         self._special = list(columns)
         self._own = list(spec.columns)
         self._own_names = spec.columns.names
@@ -100,7 +92,7 @@ class TextNormaliser:
     def add(self, inputs: Inputs, file: InputFile, limit: int | None) -> NormalFile:
         """Take the rows of a file, the first `limit` of them at most."""
         first_row = self._parts.num_rows
-        with _rows_of(inputs, file, self._spec.prompt_column) as rows:
+        with _rows_of(inputs, file, self._spec.input.prompt_column) as rows:
             name = file.name
             for number, row in enumerate(islice(rows, limit), start=1):
                 values, own, error = self._normal(file.format, row)
@@ -113,7 +105,7 @@ class TextNormaliser:
     def _normal(self, format: str, row: RawRow) -> tuple[dict[str, Any], dict[str, Any], str | None]:
         """The special columns' values, the user's own, and what is wrong with the row."""
         if isinstance(row, RowError):
-            return {**self._nothing, self._spec.prompt_column: ""}, {}, str(row)
+            return {**self._nothing, self._spec.input.prompt_column: ""}, {}, str(row)
         own: dict[str, Any] = {}
         fit = fit_csv if format == "csv" else fit_json
         try:
@@ -131,32 +123,35 @@ class TextNormaliser:
     def _settings(self, row: dict[str, Any]) -> dict[str, Any]:
         spec = self._spec
         if len(self._special) == 1:  # txt: nothing but the prompt
-            prompt = row[spec.prompt_column]
+            prompt = row[spec.input.prompt_column]
             if not prompt.isspace() and len(prompt) < MAX_ROW_BYTES // 4:
                 return row
         settings = self._reader.settings(row)
         values = {
-            "seed": settings["seed"],
+            "seed": settings.seed,
             "cfg": _setting_text(row.get("cfg")),
             "tau": _setting_text(row.get("tau")),
             "negative_prompt": row.get("negative_prompt"),
-            "aspect_ratio": None if is_empty(row.get("aspect_ratio")) else settings["aspect_ratio"],
+            "aspect_ratio": None if is_empty(row.get("aspect_ratio")) else settings.aspect_ratio,
         }
-        return {**values, **self._labels(row), spec.prompt_column: settings["prompt"]}
+        return {**values, **self._labels(row), spec.input.prompt_column: settings.prompt}
 
     def _shown(self, row: dict[str, Any]) -> dict[str, Any]:
         """What the error table tells of a row that cannot be used."""
-        return {**self._labels(row), self._spec.prompt_column: shown_prompt(row.get(self._spec.prompt_column))}
+        return {
+            **self._labels(row),
+            self._spec.input.prompt_column: shown_prompt(row.get(self._spec.input.prompt_column)),
+        }
 
     def _labels(self, row: dict[str, Any]) -> dict[str, Any]:
-        id = row.get(self._spec.id_column)
+        id = row.get(self._spec.input.id_column)
         text = None if is_empty(id) else id_text(id)
-        return {self._spec.id_column: None if text is None else text.encode("utf-8", "replace").decode()}
+        return {self._spec.input.id_column: None if text is None else text.encode("utf-8", "replace").decode()}
 
 
-def special_columns(files: Iterable[tuple[InputFile, Look]], prompt_column: str, id_column: str) -> list[str]:
+def special_columns(files: Iterable[tuple[InputFile, Look]], config: InputConfig) -> list[str]:
     """Which of the prompt's, the id's and the settings' columns these files may have: a line of jsonl any of them."""
-    special = (prompt_column, id_column, *SETTINGS)
+    special = (config.prompt_column, config.id_column, *SETTINGS)
     found = {name for file, look in files for name in (special if file.format == "jsonl" else look.names)}
     return [name for name in special if name in found]
 

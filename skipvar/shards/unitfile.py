@@ -145,8 +145,9 @@ class ContentHash:
 def row_groups(rows: Iterable[dict[str, Any]], schema: pa.Schema, max_bytes: int) -> Iterator[pa.RecordBatch]:
     """The rows in batches of at most so many bytes (one row at least). Rows are let go as they are taken."""
     waiting: list[dict[str, Any]] = []
-    size = 0
+    size, names = 0, set(schema.names)
     for row in rows:
+        assert row.keys() == names, row.keys() ^ names  # Arrow would make nulls of what a row lacks
         added = approximate_bytes(row) + _ROW_OVERHEAD_BYTES
         if waiting and size + added > max_bytes:
             yield pa.RecordBatch.from_pylist(waiting, schema=schema)

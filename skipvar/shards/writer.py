@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from skipvar.config import RunConfig, StorageConfig
+from skipvar.config import OutputConfig, StorageConfig
 from skipvar.errors import StorageError
 from skipvar.shards.encode import encode_image
 from skipvar.shards.pairs import AuditPair, make_pair, pairs_file, pairs_name
@@ -39,35 +39,15 @@ class DatasetSpec:
     output: str
     """A folder or `s3://bucket/prefix`, with no placeholders left in it."""
     storage: StorageConfig
-    image_format: str
-    model: str
-    fingerprint: str
-    policy: str
-    columns: bytes
-    """The user's own columns: a serialised Arrow schema."""
+    form: OutputConfig
+    """How images and row groups are written; its path may have placeholders."""
     images_per_prompt: int
-    max_row_group_bytes: int
-
-    @classmethod
-    def of(
-        cls, config: RunConfig, columns: pa.Schema, *, output: str, fingerprint: str, model: str, policy: str
-    ) -> "DatasetSpec":
-        """`columns` is the plan's; `output` the resolved location; `model` and `policy` their names for the rows."""
-        return cls(
-            output=output,
-            storage=config.storage,
-            image_format=config.output.image_format,
-            model=model,
-            fingerprint=fingerprint,
-            policy=policy,
-            columns=columns.serialize().to_pybytes(),
-            images_per_prompt=config.sampling.images_per_prompt,
-            max_row_group_bytes=config.output.max_row_group_bytes,
-        )
-
-    def own_columns(self) -> pa.Schema:
-        """The schema that `columns` holds as bytes."""
-        return pa.ipc.read_schema(pa.py_buffer(self.columns))
+    columns: pa.Schema
+    """The user's own, as the plan has them."""
+    model: str
+    """The names of model and policy, for the rows; and the run's fingerprint."""
+    policy: str
+    fingerprint: str
 
 
 class UnitWriter:
@@ -82,7 +62,7 @@ class UnitWriter:
         self._replica = replica
         self._attempt = attempt
         self._storage = storage or open_storage(spec.output, spec.storage)
-        self._columns = spec.own_columns()
+        self._columns = spec.columns
         self._names = own_names(self._columns.names)
         self._rows: dict[RequestKey, dict[str, Any]] = {}
         self._failures: dict[RequestKey, Failure] = {}
@@ -158,12 +138,12 @@ class UnitWriter:
             "negative_prompt": request.negative_prompt,
             "seed": request.seed,
             "image": {
-                "bytes": encode_image(image.pixels, spec.image_format),
-                "path": f"{request.position:012d}-{request.image_index}.{spec.image_format}",
+                "bytes": encode_image(image.pixels, spec.form.image_format),
+                "path": f"{request.position:012d}-{request.image_index}.{spec.form.image_format}",
             },
             "width": width,
             "height": height,
-            "format": spec.image_format,
+            "format": spec.form.image_format,
             "strategy": image.strategy,
             "policy": spec.policy,
             "probe_sobel_change": image.probe.sobel_change if image.probe else None,
@@ -209,7 +189,7 @@ class UnitWriter:
         schema = error_schema(self._columns)
         file = UnitFile(schema)
         rows = (self._error_row(self._failures[key]) for key in sorted(self._failures))
-        for batch in row_groups(rows, schema, self._spec.max_row_group_bytes):
+        for batch in row_groups(rows, schema, self._spec.form.max_row_group_bytes):
             file.write(batch)
         data = file.finish({"skipvar.unit": str(self._unit.index), "skipvar.fingerprint": self._spec.fingerprint})
         attempt = max(1, self._attempt)
@@ -222,7 +202,7 @@ class UnitWriter:
         file, content = UnitFile(schema), ContentHash()
         keys = sorted(self._rows)
         rows = (self._rows.pop(key) for key in keys)
-        for batch in row_groups(rows, schema, self._spec.max_row_group_bytes):
+        for batch in row_groups(rows, schema, self._spec.form.max_row_group_bytes):
             content.update(batch)
             file.write(batch)
         footer = UnitFooter(

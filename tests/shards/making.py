@@ -74,13 +74,15 @@ class Job:
         self.plan: Plan = plan_input(config, NUM_SCALES)
         self.parts = {"policy": {"name": "spread"}} if parts is None else parts
         self.record, self.is_resumed = self.ledger.open_run(self.new_record())
-        self.spec = DatasetSpec.of(
-            config,
-            self.plan.columns,
+        self.spec = DatasetSpec(
             output=self.storage.uri,
-            fingerprint=self.record.fingerprint,
+            storage=config.storage,
+            form=config.output,
+            images_per_prompt=config.sampling.images_per_prompt,
+            columns=self.plan.columns,
             model="emoji",
             policy="spread",
+            fingerprint=self.record.fingerprint,
         )
 
     def new_record(self, **versions: str) -> RunRecord:

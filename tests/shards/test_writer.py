@@ -199,5 +199,5 @@ def test_text_that_is_no_utf8_in_a_message(tmp_path: Path) -> None:
 
 
 def test_the_specification_travels(rich: Job) -> None:
-    assert pickle.loads(pickle.dumps(rich.spec)).own_columns().equals(rich.plan.columns)
+    assert pickle.loads(pickle.dumps(rich.spec)).columns.equals(rich.plan.columns)
     assert len(pickle.dumps(rich.plan.spec)) < 5000
