@@ -1,36 +1,44 @@
 """A look at every file of the input: Parquet footers, text files' first rows; which columns there are, of what type."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 
-from skipvar.config import RunConfig
+from skipvar.config import InputConfig, RunConfig
 from skipvar.errors import InputError, first_line
-from skipvar.shards.columns import UNFIT_ERRORS, shown_name
+from skipvar.shards.columns import UNFIT_ERRORS, infer_csv, infer_json, shown_name
 from skipvar.shards.inputs import InputFile, Inputs
 from skipvar.shards.rows import SETTINGS
 from skipvar.shards.schema import storable_columns
 from skipvar.shards.sources import Footer, read_footer
-from skipvar.shards.textinput import Look, look_at
+from skipvar.shards.textinput import rows_of
+from skipvar.shards.textrows import TextRows
 
 _FOOTER_THREADS = 16
+SAMPLE_ROWS = 10_000
+SAMPLE_BYTES = 32 << 20
+MAX_COLUMNS = 2_000
 
 
 @dataclass(frozen=True)
 class LookedAt:
-    """A file of the input and its columns. One of `footer` and `look` is there."""
+    """A file of the input and its columns."""
 
     file: InputFile
     columns: Sequence[str]
     """All names, those that are settings too."""
     own: pa.Schema
     """The user's own columns; of Parquet as the file has them."""
+    num_rows: int
+    """Of Parquet all, of text those that were looked at."""
     footer: Footer | None = field(default=None, repr=False)
-    look: Look | None = None
+    """Of Parquet."""
     is_beyond: bool = False
-    """It begins beyond `input.limit`: its columns do not count."""
+    """It begins beyond `input.limit`, or is empty: its columns do not count."""
 
 
 def look_at_all(inputs: Inputs, config: RunConfig) -> list[LookedAt]:
@@ -40,16 +48,16 @@ def look_at_all(inputs: Inputs, config: RunConfig) -> list[LookedAt]:
     left = config.input.limit
     found: list[LookedAt] = []
     for file, footer in zip(files, _read_footers(inputs, files), strict=True):
-        is_beyond = left is not None and left <= 0
         if footer is not None:
-            num_rows = footer.num_rows
             own = _parquet_columns(file, footer.schema, special, config.input.prompt_column)
-            found.append(LookedAt(file, footer.schema.names, own, footer=footer, is_beyond=is_beyond or not num_rows))
+            one = LookedAt(file, footer.schema.names, own, footer.num_rows, footer=footer)
         else:
-            look = look_at(inputs, file, config.input.prompt_column, special, None if left is None else max(0, left))
-            num_rows = look.num_rows
-            found.append(LookedAt(file, look.names, look.own, look=look, is_beyond=is_beyond or not num_rows))
-        left = None if left is None else left - num_rows
+            one = _look_at_text(
+                inputs, file, config.input.prompt_column, special, None if left is None else max(0, left)
+            )
+        is_beyond = not one.num_rows or (left is not None and left <= 0)
+        found.append(replace(one, is_beyond=is_beyond))
+        left = None if left is None else left - one.num_rows
         _check_names(found[-1], config.input.prompt_column)
     _check_id_column(config.input.id_column, found)
     return found
@@ -68,6 +76,41 @@ def unify(files: Sequence[LookedAt]) -> pa.Schema:
                 f"{found.file.uri}: a column has another type than in the files before it ({first_line(error)})."
             ) from error
     return storable_columns(result, files[0].file.uri)
+
+
+def special_columns(files: Iterable[LookedAt], config: InputConfig) -> list[str]:
+    """Which of the prompt's, the id's and the settings' columns these files may have: a line of jsonl any of them."""
+    special = (config.prompt_column, config.id_column, *SETTINGS)
+    found = {name for one in files for name in (special if one.file.format == "jsonl" else one.columns)}
+    return [name for name in special if name in found]
+
+
+def _look_at_text(
+    inputs: Inputs, file: InputFile, prompt_column: str, special: frozenset[str], limit: int | None
+) -> LookedAt:
+    """Columns and types of a text file from its first rows (`limit` of them at most)."""
+    with rows_of(inputs, file, prompt_column) as rows:
+        sample = []
+        for row in islice(rows, SAMPLE_ROWS if limit is None else min(SAMPLE_ROWS, limit)):
+            sample.append(row)
+            if rows.num_bytes >= SAMPLE_BYTES:
+                break
+        good: list[dict[str, Any]] = [row for row in sample if isinstance(row, dict)]  # others become error rows
+        names = _names(file, rows, good, prompt_column)
+    if len(names) > MAX_COLUMNS:
+        raise InputError(
+            f"{file.uri} has {len(names)} columns; at most {MAX_COLUMNS} are accepted; put what differs from row to "
+            "row into one column."
+        )
+    own = [name for name in names if name not in special]
+    of_own = infer_csv(good, own) if file.format == "csv" else infer_json(good, own)
+    return LookedAt(file, names, of_own, len(sample))
+
+
+def _names(file: InputFile, rows: TextRows, sample: Sequence[dict[str, Any]], prompt_column: str) -> Sequence[str]:
+    if file.format == "txt":
+        return [prompt_column]
+    return rows.header or list(dict.fromkeys(name for row in sample for name in row))
 
 
 def _read_footers(inputs: Inputs, files: Sequence[InputFile]) -> list[Footer | None]:

@@ -12,14 +12,14 @@ from skipvar.checks import require
 from skipvar.config import RunConfig
 from skipvar.errors import ConfigError, InputError, RowError
 from skipvar.shards.inputs import Inputs
-from skipvar.shards.looking import LookedAt, look_at_all, unify
+from skipvar.shards.looking import LookedAt, look_at_all, special_columns, unify
 from skipvar.shards.parts import LocalParts, Part, find_parts, part_slices, publish_parts
 from skipvar.shards.record import InputIdentity
 from skipvar.shards.rows import FileSpec, InputSpec, RowReader, per_scale
 from skipvar.shards.schema import storable_columns
 from skipvar.shards.sources import read_footer, read_rows
 from skipvar.shards.storage import Storage
-from skipvar.shards.textinput import NormalFile, TextNormaliser, special_columns
+from skipvar.shards.textinput import NormalFile, TextNormaliser
 from skipvar.types import Failure, FileSlice, Request, Unit
 
 CHANNELS = 3
@@ -183,14 +183,13 @@ def _read_through(
     published: PublishedInput | None,
 ) -> tuple[list[_PlannedFile], Sequence[Part], LocalParts | None]:
     """Every file with its rows and the parts with the text's. Files that begin beyond `limit` count as empty."""
-    texts = [found for found in files if found.look is not None]
+    texts = [found for found in files if found.footer is None]
     normaliser: TextNormaliser | None = None
     known: Iterator[NormalFile] = iter(())
     if published is not None and limit is None and (hashed := _unchanged(inputs, texts, published)):
         known = iter(hashed)
     elif texts:
-        looks = [(found.file, found.look) for found in texts if found.look is not None]
-        normaliser = TextNormaliser(spec, special_columns(looks, spec.input))
+        normaliser = TextNormaliser(spec, special_columns(texts, spec.input))
     planned: list[_PlannedFile] = []
     left = limit
     for found in files:

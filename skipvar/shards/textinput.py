@@ -1,8 +1,7 @@
-"""Text inputs (txt, jsonl, csv) in two passes: a look at the first rows for columns and types, then one over everything
-that brings it into its normal form (`skipvar.shards.parts`)."""
+"""Text inputs (txt, jsonl, csv): one pass that brings their rows into the normal form (`skipvar.shards.parts`)."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -10,9 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from skipvar.config import InputConfig
-from skipvar.errors import InputError, RowError, first_line
-from skipvar.shards.columns import UNFIT_ERRORS, fit_csv, fit_json, infer_csv, infer_json
+from skipvar.errors import RowError, first_line
+from skipvar.shards.columns import UNFIT_ERRORS, fit_csv, fit_json
 from skipvar.shards.inputs import InputFile, Inputs
 from skipvar.shards.parts import PartWriter
 from skipvar.shards.rows import (
@@ -28,22 +26,6 @@ from skipvar.shards.rows import (
 )
 from skipvar.shards.textrows import RawRow, TextRows
 
-SAMPLE_ROWS = 10_000
-SAMPLE_BYTES = 32 << 20
-MAX_COLUMNS = 2_000
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the first rows of a text file tell."""
-
-    names: Sequence[str]
-    """All columns, those that are settings too."""
-    own: pa.Schema
-    """The user's own."""
-    num_rows: int
-    """Rows that were looked at."""
-
 
 @dataclass(frozen=True)
 class NormalFile:
@@ -53,25 +35,6 @@ class NormalFile:
     num_rows: int
     sha256: str
     """Of the whole file, or up to the last row that `input.limit` lets in."""
-
-
-def look_at(inputs: Inputs, file: InputFile, prompt_column: str, special: frozenset[str], limit: int | None) -> Look:
-    """Columns and types of a text file from its first rows (`limit` of them at most)."""
-    with _rows_of(inputs, file, prompt_column) as rows:
-        sample = []
-        for row in islice(rows, SAMPLE_ROWS if limit is None else min(SAMPLE_ROWS, limit)):
-            sample.append(row)
-            if rows.num_bytes >= SAMPLE_BYTES:
-                break
-        good: list[dict[str, Any]] = [row for row in sample if isinstance(row, dict)]  # others become error rows
-        names = _names(file, rows, good, prompt_column)
-    if len(names) > MAX_COLUMNS:
-        raise InputError(
-            f"{file.uri} has {len(names)} columns; at most {MAX_COLUMNS} are accepted; put what differs from row to "
-            "row into one column."
-        )
-    own = [name for name in names if name not in special]
-    return Look(names, infer_csv(good, own) if file.format == "csv" else infer_json(good, own), len(sample))
 
 
 class TextNormaliser:
@@ -92,7 +55,7 @@ class TextNormaliser:
     def add(self, inputs: Inputs, file: InputFile, limit: int | None) -> NormalFile:
         """Take the rows of a file, the first `limit` of them at most."""
         first_row = self._parts.num_rows
-        with _rows_of(inputs, file, self._spec.input.prompt_column) as rows:
+        with rows_of(inputs, file, self._spec.input.prompt_column) as rows:
             name = file.name
             for number, row in enumerate(islice(rows, limit), start=1):
                 values, own, error = self._normal(file.format, row)
@@ -149,23 +112,11 @@ class TextNormaliser:
         return {self._spec.input.id_column: None if text is None else text.encode("utf-8", "replace").decode()}
 
 
-def special_columns(files: Iterable[tuple[InputFile, Look]], config: InputConfig) -> list[str]:
-    """Which of the prompt's, the id's and the settings' columns these files may have: a line of jsonl any of them."""
-    special = (config.prompt_column, config.id_column, *SETTINGS)
-    found = {name for file, look in files for name in (special if file.format == "jsonl" else look.names)}
-    return [name for name in special if name in found]
-
-
 @contextmanager
-def _rows_of(inputs: Inputs, file: InputFile, prompt_column: str) -> Iterator[TextRows]:
+def rows_of(inputs: Inputs, file: InputFile, prompt_column: str) -> Iterator[TextRows]:
+    """A text file, open at its first row."""
     with inputs.open(file.uri) as stream:
         yield TextRows(stream, file.uri, file.format, prompt_column)
-
-
-def _names(file: InputFile, rows: TextRows, sample: Sequence[dict[str, Any]], prompt_column: str) -> Sequence[str]:
-    if file.format == "txt":
-        return [prompt_column]
-    return rows.header or list(dict.fromkeys(name for row in sample for name in row))
 
 
 def _setting_text(value: Any) -> str | None:
