@@ -185,7 +185,7 @@ def _flat(tree: Mapping[str, Any]) -> list[tuple[str, str]]:
     flat: list[tuple[str, str]] = []
 
     def walk(value: Any, key: str) -> None:
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and (value or not key):
             for inner, below in value.items():
                 walk(below, f"{key}.{inner}" if key else str(inner))
         else:
