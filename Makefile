@@ -16,9 +16,10 @@ help: ## List the targets
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable .
 	@touch $@
 
-.venv/setup-dev: .venv/setup
+.venv/setup-dev: pyproject.toml requirements.txt
+	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[dev]'
-	@touch $@
+	@touch .venv/setup $@
 
 setup: .venv/setup ## Install what a run needs into .venv
 setup-dev: .venv/setup-dev ## Install what tests and training need as well

@@ -65,15 +65,6 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialProbe:
-    """The probe of a trial as it is at one grid, and what taking it cost."""
-
-    grid_scale: int
-    probe: Probe
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """What came of making one image under every strategy from one prefix."""
 
@@ -85,7 +76,10 @@ class Trial:
     """0 where no pixel differs; None where LPIPS cannot be computed."""
     seconds: Mapping[str, float]
     """Of each strategy: its share of text, prefix, its own scales (whoever shared them) and decoding, without probe."""
-    probes: Sequence[TrialProbe]
+    probes: Mapping[int, Probe]
+    """By the scale whose grid the probe was decoded at; so is `probe_seconds`."""
+    probe_seconds: Mapping[int, float]
+    """What taking it cost."""
     latents: Sequence[float]
     """The code sum at the decision scale as a small picture (`skipvar.skip.probe.small_latents`)."""
     early_latents: Sequence[float]

@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,9 @@ def spread_requests(config: RunConfig, num_scales: int, count: int) -> list[Requ
 
     plan = plan_input(config, num_scales)
     items = (item for unit in range(plan.num_units) for item in read_unit(plan.unit(unit), plan.spec))
-    found = [item for item in items if isinstance(item, Request)]
-    return found[:: max(1, len(found) // count)][:count]
+    every = max(1, plan.identity.num_requests // count)
+    requests = (item for item in items if isinstance(item, Request))
+    return list(islice(requests, 0, every * count, every))
 
 
 def _write(folder: Path, rows: list[dict[str, Any]], of_images: list[dict[str, Any]], model: str) -> None:

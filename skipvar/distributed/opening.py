@@ -60,7 +60,7 @@ class OpenRun:
     plan: Plan
     dataset: DatasetSpec
     units: Iterator[Unit]
-    """Those still to be made, one at a time: never all in memory."""
+    """Those still to be made, one at a time: never all in memory, but for retries, with the keys of what failed."""
     num_units: int
     num_requests: int
     """Requests of those units."""

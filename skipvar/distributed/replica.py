@@ -29,6 +29,7 @@ from skipvar.distributed.prometheus import EngineMetrics
 from skipvar.distributed.worker import EngineInterface, Worker, as_assigned
 from skipvar.engine.resolved import Resolved
 from skipvar.errors import SkipvarError
+from skipvar.shards.inputs import Inputs
 from skipvar.shards.prompts import read_unit
 from skipvar.shards.storage import Storage, open_storage
 from skipvar.shards.writer import UnitWriter
@@ -53,9 +54,9 @@ class Replica:
         threading.Thread(target=self._live, name="engine", daemon=True).start()
 
     async def send(self, message: ToReplica) -> None:
-        """Take a message from the driver: only after `Started`."""
-        assert self._worker is not None
-        self._worker.post(message)
+        """Take a message from the driver; before `Started` it only asks whether this one lives."""
+        if self._worker is not None:
+            self._worker.post(message)
 
     async def receive(self, messages: bytes) -> bytes:
         """Take what the driver says in answer, then say what there is to say, as soon as there is anything.
@@ -89,10 +90,10 @@ class Replica:
             self._outbox.put([ReplicaLost(reason=f"{type(error).__name__}: {error}")])
 
     def _make_worker(self, engine: EngineInterface, storage: Storage) -> Worker:
-        order = self._order
+        order, inputs = self._order, Inputs(self._order.input.storage)
 
         def read(assignment: Assignment) -> Iterable[Request | Failure]:
-            return as_assigned(read_unit(assignment.unit, order.input), assignment)
+            return as_assigned(read_unit(assignment.unit, order.input, inputs), assignment)
 
         def open_writer(assignment: Assignment) -> UnitWriter:
             dataset = replace(order.dataset, policy="fixed:base") if assignment.must_be_base else order.dataset

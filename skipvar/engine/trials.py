@@ -21,7 +21,7 @@ from skipvar.engine.state import ImageState
 from skipvar.model.pipeline import Pipeline
 from skipvar.skip.policy import Policy
 from skipvar.skip.strategy import STRATEGY_NAMES, Strategy, default_decision_scale, make_strategy
-from skipvar.types import Probe, Request, Trial, TrialProbe
+from skipvar.types import Probe, Request, Trial
 
 FIRST_GRID_SCALE = 3
 """Coarser grids show too little; finer ones than the decision scale's neighbour cost as much as the image."""
@@ -86,7 +86,7 @@ class TrialEngine(Engine):
             working = self._runner.run_prefix(images, decision_scale, batch.limit, goes_on=True)
         prefix_seconds = time.perf_counter() - start
         with self._timed("probe", images):
-            probes = self._take_probes(working)
+            probes, probe_seconds = self._take_probes(working)
             looked = time.perf_counter()
             latents, early_latents = (self._runner.latents(working, decision_scale - back) for back in (0, 1))
             latent_seconds = (time.perf_counter() - looked) / 2 / len(images)
@@ -101,10 +101,10 @@ class TrialEngine(Engine):
                 continue
             pixels, scores = trial
             image.strategy = make_strategy("base", image.schedule.num_scales)
-            of_image = [replace(probe, probe=values[place]) for probe, values in probes]
             trial_of = Trial(
                 **scores,
-                probes=of_image,
+                probes={grid: values[place] for grid, values in probes.items()},
+                probe_seconds=probe_seconds,
                 latents=latents[place],
                 early_latents=early_latents[place],
                 latent_seconds=latent_seconds,
@@ -112,15 +112,14 @@ class TrialEngine(Engine):
             found.append(replace(image.finish(pixels), trial=trial_of))
         return found, unfinite
 
-    def _take_probes(self, working: WorkingBatch) -> list[tuple[TrialProbe, list[Probe]]]:
-        """The probe at every grid that is tried."""
-        found = []
+    def _take_probes(self, working: WorkingBatch) -> tuple[dict[int, list[Probe]], dict[int, float]]:
+        """Every image's probe at each grid that is tried, and the seconds that an image's took."""
+        probes, probe_seconds = {}, {}
         for grid in range(FIRST_GRID_SCALE, self._decision_scale + 2):
             start = time.perf_counter()
-            values = self._runner.probe(working, self._decision_scale, grid)
-            seconds = (time.perf_counter() - start) / len(values)
-            found.append((TrialProbe(grid_scale=grid, probe=values[0], seconds=seconds), values))
-        return found
+            probes[grid] = self._runner.probe(working, self._decision_scale, grid)
+            probe_seconds[grid] = (time.perf_counter() - start) / len(probes[grid])
+        return probes, probe_seconds
 
     def _finish_trial(
         self, image: ImageState, place: int, suffixes: Mapping[str, Suffix], prefix_seconds: float

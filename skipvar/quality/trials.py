@@ -47,8 +47,7 @@ def read_trials(storage: Storage) -> TrialTable:
 def _table(rows: Sequence[Mapping[str, Any]]) -> TrialTable:
     trials = [trial_of_columns(row) for row in rows]
     seconds = {
-        grid: float(np.mean([one.seconds for trial in trials for one in trial.probes if one.grid_scale == grid]))
-        for grid in sorted(one.grid_scale for one in trials[0].probes)
+        grid: float(np.mean([trial.probe_seconds[grid] for trial in trials])) for grid in sorted(trials[0].probes)
     }
     return TrialTable(
         scores=[_scores(trial, row["prompt"], row.get(GROUP_COLUMN)) for trial, row in zip(trials, rows, strict=True)],
@@ -59,7 +58,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> TrialTable:
 
 def _scores(trial: Trial, prompt: str, group: Any) -> TrialScores:
     return TrialScores(
-        probes={one.grid_scale: one.probe for one in trial.probes},
+        probes=trial.probes,
         ssim=trial.ssim,
         prompt=prompt,
         group=str(group or ""),

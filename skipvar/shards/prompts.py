@@ -138,12 +138,12 @@ def find_published(storage: Storage, files: Sequence[Mapping[str, Any]]) -> Publ
     return PublishedInput(parts, files)
 
 
-def read_unit(unit: Unit, spec: InputSpec) -> Iterator[Request | Failure]:
+def read_unit(unit: Unit, spec: InputSpec, inputs: Inputs | None = None) -> Iterator[Request | Failure]:
     """The unit's requests in order of (position, image index); a bad row is a failure for each of its images.
 
-    `InputError` where a file is no longer what was planned.
+    `inputs`: to read several units by one S3 client. `InputError` where a file is no longer what was planned.
     """
-    reader, inputs = RowReader(spec), Inputs(spec.storage)
+    reader, inputs = RowReader(spec), inputs or Inputs(spec.storage)
     position = unit.first_position
     for part in unit.slices:
         file = spec.files[part.uri]

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from skipvar.skip.strategy import STRATEGY_NAMES
-from skipvar.types import Probe, Trial, TrialProbe
+from skipvar.types import Probe, Trial
 
 _BY_STRATEGY = pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])
 _PROBE = pa.struct(
@@ -35,8 +35,8 @@ def trial_to_columns(trial: Trial) -> dict[str, Any]:
         "trial_psnr": dict(trial.psnr),
         "trial_lpips": None if trial.lpips is None else dict(trial.lpips),
         "trial_seconds": dict(trial.seconds),
-        "trial_probes": [{"grid_scale": one.grid_scale, **asdict(one.probe)} for one in trial.probes],
-        "trial_probe_seconds": [one.seconds for one in trial.probes],
+        "trial_probes": [{"grid_scale": grid, **asdict(probe)} for grid, probe in trial.probes.items()],
+        "trial_probe_seconds": [trial.probe_seconds[grid] for grid in trial.probes],
         "trial_latents": list(trial.latents),
         "trial_early_latents": list(trial.early_latents),
         "trial_latent_seconds": trial.latent_seconds,
@@ -45,18 +45,15 @@ def trial_to_columns(trial: Trial) -> dict[str, Any]:
 
 def trial_of_columns(row: Mapping[str, Any]) -> Trial:
     """The trial of a row. Raises KeyError, TypeError or ValueError where it holds none."""
-    taken = zip(row["trial_probes"], row["trial_probe_seconds"], strict=True)
+    probes = {numbers.pop("grid_scale"): Probe(**numbers) for numbers in map(dict, row["trial_probes"])}
     return Trial(
         ssim=row["trial_ssim"],
         psnr=row["trial_psnr"],
         lpips=row.get("trial_lpips"),  # older runs have no such column
         seconds=row["trial_seconds"],
-        probes=[_probe(seconds=seconds, **numbers) for numbers, seconds in taken],
+        probes=probes,
+        probe_seconds=dict(zip(probes, row["trial_probe_seconds"], strict=True)),
         latents=row["trial_latents"],
         early_latents=row["trial_early_latents"],
         latent_seconds=row["trial_latent_seconds"],
     )
-
-
-def _probe(grid_scale: int, seconds: float, **numbers: float) -> TrialProbe:
-    return TrialProbe(grid_scale=grid_scale, probe=Probe(**numbers), seconds=seconds)

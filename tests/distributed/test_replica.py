@@ -26,7 +26,7 @@ def test_the_log_is_there_before_the_last_word(tmp_path: Path, monkeypatch: pyte
     context = SimpleNamespace(get_node_id=lambda: "here")
     monkeypatch.setattr(replica_module.ray, "get_runtime_context", lambda: context)
     dataset = SimpleNamespace(output=str(tmp_path), storage=None)
-    order: Any = SimpleNamespace(dataset=dataset, session="now", wanted_requests=lambda _: 8)
+    order: Any = SimpleNamespace(dataset=dataset, input=dataset, session="now", wanted_requests=lambda _: 8)
     replica = Replica("replica-0", FakeEngine, order, 1)
     assert isinstance(replica._outbox.get(timeout=20)[0], Started)
     replica_module.logger.info("a line")

@@ -24,19 +24,25 @@ from skipvar.skip.policy_file import ModelFacts, load_policy
 
 NewEngine = Callable[..., Engine]
 
+SMALL = replace(
+    EMOJI,
+    transformer=replace(EMOJI.transformer, depth=2, width=64, num_heads=2),
+    vae=replace(EMOJI.vae, width_multipliers=(1, 2, 2, 2)),
+)
+
 
 @pytest.fixture(scope="session")
 def small_pipeline() -> Pipeline:
-    """The emoji model with a smaller transformer and seeded random weights."""
-    sizes = replace(EMOJI.transformer, depth=2, width=64, num_heads=2)
+    """A smaller emoji model with seeded random weights."""
+    sizes = SMALL.transformer
     transformer = Transformer(sizes)
     transformer.init_weights(0)
     device = torch.device("cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        decoder = Decoder(EMOJI.vae)
+        decoder = Decoder(SMALL.vae)
     pipeline = Pipeline(
-        config=replace(EMOJI, transformer=sizes),
+        config=SMALL,
         transformer=transformer.eval().requires_grad_(False),
         decoder=decoder.eval().requires_grad_(False),
         text_encoder=RandomTextEncoder(text_width=sizes.text_width, max_tokens=64, seed=0, device=device),
@@ -51,13 +57,8 @@ def small_pipeline() -> Pipeline:
 @pytest.fixture(scope="module")
 def small_emoji() -> Iterator[None]:
     """The preset `emoji` is a smaller model meanwhile: for tests that make many images and ask for no real width."""
-    small = replace(
-        EMOJI,
-        transformer=replace(EMOJI.transformer, depth=3, width=64, num_heads=2),
-        vae=replace(EMOJI.vae, width_multipliers=(1, 2, 2, 2)),
-    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "emoji", small)
+        patch.setitem(PRESETS, "emoji", SMALL)
         yield
 
 

@@ -58,7 +58,7 @@ def test_an_engine_s_trials_are_those_of_each_strategy_alone(
             pair = pixels[None], twins["base"][None]
             assert image.trial.ssim[name] == pytest.approx(float(ssim(*pair)[0]), abs=1e-5), name
             assert image.trial.psnr[name] == (None if np.array_equal(*pair) else pytest.approx(float(psnr(*pair)[0])))
-        assert {probe.grid_scale for probe in image.trial.probes} == {3, 4, 5, 6, 7}
+        assert set(image.trial.probes) == set(image.trial.probe_seconds) == {3, 4, 5, 6, 7}
         channels = engine.pipeline.config.transformer.latent_channels
         assert len(image.trial.latents) == len(image.trial.early_latents) == channels * LATENT_CELLS**2
         assert image.trial.latents != image.trial.early_latents and image.trial.seconds["base"] > 0
@@ -88,7 +88,7 @@ def test_a_trial_s_probe_is_the_one_that_a_run_takes(
     engine.submit([request])
     (image,) = engine.drain()
     assert isinstance(image, Image) and alone[1].trial is not None
-    assert {probe.grid_scale: probe.probe for probe in alone[1].trial.probes}[4] == image.probe
+    assert alone[1].trial.probes[4] == image.probe
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def s3_run_with_a_dying_server(
 
 
 def test_s3_dies_and_connections_are_cut(tmp_path: Path, prompts: Path, calm: Calm, credentials: None) -> None:
-    s3_run_with_a_dying_server(tmp_path, prompts, calm, num_prompts=24, num_kills=1, share=0.15)
+    s3_run_with_a_dying_server(tmp_path, prompts, calm, num_prompts=16, num_kills=1, share=0.15)
 
 
 @pytest.mark.faults
@@ -95,7 +95,7 @@ def killed_again_and_again(tmp_path: Path, prompts: Path, calm: Calm, *, num_pro
 
 
 def test_killed_and_started_again(tmp_path: Path, prompts: Path, calm: Calm) -> None:
-    killed_again_and_again(tmp_path, prompts, calm, num_prompts=24, num_kills=1)
+    killed_again_and_again(tmp_path, prompts, calm, num_prompts=16, num_kills=1)
 
 
 @pytest.mark.faults
@@ -105,7 +105,7 @@ def test_killed_twenty_times(tmp_path: Path, prompts: Path, calm: Calm) -> None:
 
 def two_at_once(output: str, prompts: Path, *more: str) -> list[tuple[int, str]]:
     """Start the same job twice at the same second; both exit codes and what both said."""
-    processes = [start(f"input.path={prompts}", "input.limit=24", f"output.path={output}", *more) for _ in range(2)]
+    processes = [start(f"input.path={prompts}", "input.limit=16", f"output.path={output}", *more) for _ in range(2)]
     outcomes: list[tuple[int, str]] = []
     for process in processes:
         said, _ = process.communicate(timeout=900)
@@ -124,7 +124,7 @@ def test_two_jobs_on_one_output(tmp_path: Path, prompts: Path, calm: Calm) -> No
         if code == 4:
             assert "Another run is at work" in said and "host" in said
     assert verify_main([str(output), "--full"]) == 0
-    assert rows(str(output)) == calm(24)
+    assert rows(str(output)) == calm(16)
 
 
 @pytest.mark.faults
@@ -135,7 +135,7 @@ def test_two_jobs_on_one_s3_output(
     outcomes = two_at_once(uri, prompts, f"storage.endpoint_url={server.url}")
     assert sorted(code for code, _ in outcomes) in ([0, 0], [0, 4])
     assert verify_main([uri, "--full", "--endpoint-url", server.url]) == 0
-    assert rows(uri, config) == calm(24)
+    assert rows(uri, config) == calm(16)
 
 
 @pytest.mark.faults
