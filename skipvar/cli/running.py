@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from skipvar.checks import INT32_MAX, check_one_of, is_within, message_of, shown
-from skipvar.config import RunConfig
+from skipvar.config import RunConfig, StorageConfig
 from skipvar.config_file import load_config
 from skipvar.errors import ConfigError, SkipvarError, StorageError
 from skipvar.model.presets import find_preset
+from skipvar.shards.storage import Storage, open_storage
 from skipvar.skip.policy_file import check_spec
 
 
@@ -103,6 +104,20 @@ def read_config(path: str, overrides: Sequence[str]) -> RunConfig:
         check_one_of("sampling.size", config.sampling.size, preset.schedules.sizes)
     check_spec(config.policy)
     return config
+
+
+def add_dataset(parser: Parser, what: str = "a folder or s3://bucket/prefix") -> None:
+    """The arguments that name a dataset; `open_dataset` opens it."""
+    parser.add_argument("output", metavar="OUTPUT", help=what)
+    parser.add_argument("--endpoint-url", help="the S3 endpoint, where the AWS environment does not name it")
+    parser.add_argument("--region", help="the S3 region")
+
+
+def open_dataset(options: argparse.Namespace, **settings: Any) -> Storage:
+    """Where the dataset of a command's arguments lies. Raises `ConfigError`."""
+    return open_storage(
+        options.output, StorageConfig(endpoint_url=options.endpoint_url, region=options.region, **settings)
+    )
 
 
 def show_progress() -> None:

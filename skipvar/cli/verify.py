@@ -4,21 +4,18 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from skipvar.cli.running import Parser, run_job
-from skipvar.config import StorageConfig
-from skipvar.shards.storage import Storage, open_storage
+from skipvar.cli.running import Parser, add_dataset, open_dataset, run_job
+from skipvar.shards.storage import Storage
 from skipvar.shards.verify import Verdict, unpublish, verify
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.verify") -> int:
     """Parse the arguments, look at the dataset and return the exit code."""
     parser = Parser(prog=prog, description=__doc__)
-    parser.add_argument("output", metavar="OUTPUT", help="a folder or s3://bucket/prefix")
+    add_dataset(parser)
     parser.add_argument("--full", action="store_true", help="decode every image, not only a sample")
     parser.add_argument("--repair", action="store_true", help="name the units to make again; deletes nothing")
     parser.add_argument("--yes", action="store_true", help="with --repair: unpublish them, so that the next run does")
-    parser.add_argument("--endpoint-url", help="the S3 endpoint, where the AWS environment does not name it")
-    parser.add_argument("--region", help="the S3 region")
     parser.add_argument("--retry-seconds", type=float, default=60.0, help="patience with an endpoint that is gone")
     options = parser.parse_args(argv)
     if options.yes and not options.repair:
@@ -28,10 +25,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.verify")
 
 
 def _verify(options: argparse.Namespace) -> int:
-    config = StorageConfig(
-        endpoint_url=options.endpoint_url, region=options.region, retry_seconds=options.retry_seconds
-    )
-    storage = open_storage(options.output, config)
+    storage = open_dataset(options, retry_seconds=options.retry_seconds)
     verdict = verify(storage, full=options.full)
     _report(verdict, storage)
     if options.repair and verdict.units_to_make:

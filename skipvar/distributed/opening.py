@@ -88,7 +88,7 @@ class OpenRun:
 
     def withdraw(self) -> None:
         """Take back a run that never made anything, so that its output is free for the right configuration."""
-        if not self.is_resumed:
+        if not self.is_resumed and not self.lease.is_over:
             self.ledger.withdraw()
 
 

@@ -4,7 +4,6 @@ Every data file is read once, and of it only small columns; pictures are read of
 takes little memory and a page of a few megabytes.
 """
 
-import base64
 import heapq
 import io
 import math
@@ -24,6 +23,7 @@ from PIL import Image
 from skipvar.errors import NotFoundError, StorageError
 from skipvar.quality.audit import AuditResult, summarize
 from skipvar.report.points import POINT_COLUMNS, Point, read_points
+from skipvar.report.sheet import Picture
 from skipvar.shards.ledger import RUN_FILE, Ledger
 from skipvar.shards.pairs import AuditPair, pairs_name, read_pairs, small, worst
 from skipvar.shards.record import RunRecord
@@ -36,32 +36,6 @@ MAX_POINTS = 1500
 _THREADS = 8
 _STREAM_BYTES = 1 << 16
 _COLUMNS = [*POINT_COLUMNS, "strategy", "cost_share", "engine_seconds", "audit_ssim", "created_at"]
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """One picture of the gallery."""
-
-    source: str
-    """A `data:` URI."""
-    width: int
-    height: int
-    prompt: str
-    strategy: str
-
-
-@dataclass(frozen=True)
-class PairShown:
-    """An audited image of the gallery beside `base`: three `data:` URIs."""
-
-    image: str
-    base: str
-    difference: str
-    width: int
-    height: int
-    prompt: str
-    strategy: str
-    ssim: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +92,9 @@ class RunFacts:
     """By class."""
     error_examples: dict[str, str] = field(default_factory=dict)
     """A message of each class."""
-    pictures: list[Thumbnail] = field(default_factory=list)
-    pairs: list[PairShown] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    """Small ones, from all over the run."""
+    pairs: list[AuditPair] = field(default_factory=list)
     """The audited images least like `base`, the worst first."""
 
     @property
@@ -218,7 +193,7 @@ def _add_unit(facts: RunFacts, unit: UnitFacts) -> None:
     facts.audit_seconds.update(unit.audit_seconds)
 
 
-def _pictures(storage: Storage, names: Sequence[str], pool: ThreadPoolExecutor) -> list[Thumbnail]:
+def _pictures(storage: Storage, names: Sequence[str], pool: ThreadPoolExecutor) -> list[Picture]:
     """Pictures of units spread over the run."""
     if not names:
         return []
@@ -228,7 +203,7 @@ def _pictures(storage: Storage, names: Sequence[str], pool: ThreadPoolExecutor) 
     return [picture for of_unit in found for picture in of_unit][:MAX_PICTURES]
 
 
-def _first_pictures(storage: Storage, name: str, count: int) -> list[Thumbnail]:
+def _first_pictures(storage: Storage, name: str, count: int) -> list[Picture]:
     """The first pictures of a unit: the file's column of images is streamed, and left where they end."""
     columns = ["image", "prompt", "strategy"]
     with (
@@ -237,17 +212,15 @@ def _first_pictures(storage: Storage, name: str, count: int) -> list[Thumbnail]:
         pq.ParquetFile(file, pre_buffer=False, buffer_size=_STREAM_BYTES) as parquet,
     ):
         batch = next(parquet.iter_batches(batch_size=count, columns=columns, use_threads=False), None)
-        return [_thumbnail(row) for row in (batch.to_pylist() if batch is not None else [])]
+        return [_small_picture(row) for row in (batch.to_pylist() if batch is not None else [])]
 
 
-def _thumbnail(row: Mapping[str, Any]) -> Thumbnail:
+def _small_picture(row: Mapping[str, Any]) -> Picture:
     with Image.open(io.BytesIO(row["image"]["bytes"])) as opened:
-        file = small(opened)
-    width, height = _size(file)
-    return Thumbnail(_uri(file), width, height, row["prompt"], row["strategy"])
+        return Picture(small(opened), row["prompt"], row["strategy"])
 
 
-def _pairs(storage: Storage, names: Sequence[str]) -> list[PairShown]:
+def _pairs(storage: Storage, names: Sequence[str]) -> list[AuditPair]:
     """The worst pairs lie in the units with the lowest scores."""
     found: list[AuditPair] = []
     for name in names:
@@ -256,22 +229,7 @@ def _pairs(storage: Storage, names: Sequence[str]) -> list[PairShown]:
                 found += read_pairs(storage, pairs_name(name))
         except NotFoundError:  # made before there were pairs, or all that was audited is the same as under `base`
             continue
-    return [_pair_shown(pair) for pair in worst(found, MAX_PAIRS_SHOWN)]
-
-
-def _pair_shown(pair: AuditPair) -> PairShown:
-    width, height = _size(pair.image)
-    uris = _uri(pair.image), _uri(pair.base), _uri(pair.difference)
-    return PairShown(*uris, width, height, pair.prompt, pair.strategy, pair.ssim)
-
-
-def _uri(file: bytes) -> str:
-    return "data:image/webp;base64," + base64.b64encode(file).decode()
-
-
-def _size(file: bytes) -> tuple[int, int]:
-    with Image.open(io.BytesIO(file)) as opened:
-        return opened.size
+    return worst(found, MAX_PAIRS_SHOWN)
 
 
 def _add_errors(facts: RunFacts, storage: Storage, ledger: Ledger) -> None:

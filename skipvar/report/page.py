@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from PIL import Image
 
 from skipvar.quality.audit_book import AuditAlarm
 from skipvar.report.charts import histogram, scatter, throughput, work_time
@@ -58,6 +60,7 @@ def render(facts: RunFacts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"uri": _uri, "size": _size}
     assert environment.loader is not None
     script, style = (environment.loader.get_source(environment, f"report.{kind}")[0] for kind in ("js", "css"))
     record, styles = facts.record, _styles(facts.strategy_names)
@@ -81,6 +84,17 @@ def render(facts: RunFacts) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=Markup(style),
     )  # fmt: skip
+
+
+def _uri(file: bytes) -> str:
+    """A WebP file as a `data:` URI."""
+    return "data:image/webp;base64," + base64.b64encode(file).decode()
+
+
+def _size(file: bytes) -> tuple[int, int]:
+    """Width and height of an image file."""
+    with Image.open(io.BytesIO(file)) as opened:
+        return opened.size
 
 
 def _styles(names: Sequence[str]) -> dict[str, str]:
