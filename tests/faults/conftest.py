@@ -8,6 +8,7 @@ from storage.conftest import bucket, config, credentials, proxied, proxy, server
 
 from faults.running import rows, run
 from skipvar.types import RequestKey
+from tests.jobs.conftest import RayHead, ray_head  # noqa: F401 (a fixture)
 
 Rows = dict[RequestKey, tuple[str, str, int, str]]
 
@@ -23,14 +24,21 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def calm(tmp_path_factory: pytest.TempPathFactory, prompts: Path) -> Callable[[int], Rows]:
-    """The rows of an undisturbed local run over so many prompts."""
+def on_cluster(ray_head: RayHead) -> dict[str, str]:  # noqa: F811
+    """The environment of a job that joins one Ray, which these tests share. Its replicas have no S3 credentials."""
+    return {name: value for name, value in ray_head.environment.items() if name.startswith("RAY_")}
+
+
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory: pytest.TempPathFactory, prompts: Path, on_cluster: dict[str, str]) -> Callable[[int], Rows]:
+    """The rows of an undisturbed run over so many prompts."""
     made: dict[int, Rows] = {}
 
     def rows_of(limit: int) -> Rows:
         if limit not in made:
             output = tmp_path_factory.mktemp("calm") / "out"
-            code, said = run(f"input.path={prompts}", f"input.limit={limit}", f"output.path={output}", timeout=1500)
+            arguments = (f"input.path={prompts}", f"input.limit={limit}", f"output.path={output}")
+            code, said = run(*arguments, timeout=1500, environment=on_cluster)
             assert code == 0, said
             made[limit] = rows(str(output))
         return made[limit]

@@ -24,7 +24,6 @@ TINY = (
     "model.path=random:0",
     "policy=spread",
     "model.device=cpu",
-    "cluster.address=local",
     "cluster.replicas.max=1",
     "output.unit_rows=4",
     "engine.batch_size=4",
@@ -34,9 +33,11 @@ TINY = (
 
 
 def start(*arguments: str, environment: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
-    """Start jobs.generate on conf/emoji.yaml; what it says goes to one pipe."""
+    """Start jobs.generate on conf/emoji.yaml, on a Ray of its own or on the one that `environment` names; what it says
+    goes to one pipe."""
+    address = "auto" if environment and "RAY_ADDRESS" in environment else "local"
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.generate", "conf/emoji.yaml", *TINY, *arguments],
+        [sys.executable, "-m", "jobs.generate", "conf/emoji.yaml", *TINY, f"cluster.address={address}", *arguments],
         cwd=REPOSITORY,
         env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,

@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,7 +19,15 @@ def audited(output: Path) -> list[float]:
     return [score for score in found if score is not None]
 
 
-def killed_nights(tmp_path: Path, prompts: Path, *, num_nights: int, num_prompts: int, num_kills: int) -> None:
+def killed_nights(
+    tmp_path: Path,
+    prompts: Path,
+    *,
+    num_nights: int,
+    num_prompts: int,
+    num_kills: int,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     generator = random.Random(num_kills)
     state = tmp_path / "state"
     for night in range(num_nights):
@@ -28,11 +37,11 @@ def killed_nights(tmp_path: Path, prompts: Path, *, num_nights: int, num_prompts
             "audit.fraction=0.6", "audit.min_ssim=0.8", "audit.alpha=0.3", f"audit.state={state}",
         )  # fmt: skip
         for _ in range(num_kills):
-            process = start(*arguments)
+            process = start(*arguments, environment=environment)
             wait_for_units(output, min(len(published(output)) + 1, num_prompts // 4), process)
             time.sleep(generator.uniform(0.0, 1.5))
             kill_tree(process)
-        code, said = run(*arguments)
+        code, said = run(*arguments, environment=environment)
         assert code == 0, said
         scores = [score for before in range(night + 1) for score in audited(tmp_path / f"night-{before}")]
         told = json.loads((output / "_run.json").read_text())["counts"]["audit_state"]
@@ -42,8 +51,9 @@ def killed_nights(tmp_path: Path, prompts: Path, *, num_nights: int, num_prompts
     assert sum(count["images"] for count in counted) == len(scores)
 
 
-def test_two_nights_killed_once(tmp_path: Path, prompts: Path) -> None:
-    killed_nights(tmp_path, prompts, num_nights=2, num_prompts=16, num_kills=1)
+def test_two_nights_killed_once(tmp_path: Path, prompts: Path, on_cluster: dict[str, str]) -> None:
+    """Here the driver alone dies: its cluster ends the replicas."""
+    killed_nights(tmp_path, prompts, num_nights=2, num_prompts=16, num_kills=1, environment=on_cluster)
 
 
 @pytest.mark.faults

@@ -4,7 +4,7 @@ import random
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -103,9 +103,12 @@ def test_killed_twenty_times(tmp_path: Path, prompts: Path, calm: Calm) -> None:
     killed_again_and_again(tmp_path, prompts, calm, num_prompts=200, num_kills=20)
 
 
-def two_at_once(output: str, prompts: Path, *more: str) -> list[tuple[int, str]]:
+def two_at_once(
+    output: str, prompts: Path, *more: str, environment: Mapping[str, str] | None = None
+) -> list[tuple[int, str]]:
     """Start the same job twice at the same second; both exit codes and what both said."""
-    processes = [start(f"input.path={prompts}", "input.limit=16", f"output.path={output}", *more) for _ in range(2)]
+    arguments = (f"input.path={prompts}", "input.limit=16", f"output.path={output}", *more)
+    processes = [start(*arguments, environment=environment) for _ in range(2)]
     outcomes: list[tuple[int, str]] = []
     for process in processes:
         said, _ = process.communicate(timeout=900)
@@ -114,9 +117,9 @@ def two_at_once(output: str, prompts: Path, *more: str) -> list[tuple[int, str]]
     return outcomes
 
 
-def test_two_jobs_on_one_output(tmp_path: Path, prompts: Path, calm: Calm) -> None:
+def test_two_jobs_on_one_output(tmp_path: Path, prompts: Path, calm: Calm, on_cluster: dict[str, str]) -> None:
     output = tmp_path / "out"
-    outcomes = two_at_once(str(output), prompts)
+    outcomes = two_at_once(str(output), prompts, environment=on_cluster)
     codes = sorted(code for code, _ in outcomes)
     assert codes in ([0, 0], [0, 4])
     for code, said in outcomes:
