@@ -15,7 +15,7 @@ from skipvar.quality.audit_book import AuditBook
 from skipvar.report.gather import RunFacts
 from skipvar.report.page import REPORT, write_report
 from skipvar.report.sheet import SHEET, write_sheet
-from skipvar.shards.record import State, now
+from skipvar.shards.record import RunRecord, State, now
 from skipvar.shards.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -99,9 +99,9 @@ def _session_counts(
     audits: AuditBook | None,
 ) -> dict[str, Any]:
     """What is known without looking at the output."""
-    before = run.record.counts.get("engine")
-    total = EngineStatistics() if before is None else EngineStatistics.from_dict(before)
-    for engine in statistics:
+    earlier = _engines_before(run.record)
+    total = EngineStatistics()
+    for engine in (*earlier, *statistics):
         total.add(engine)
     return {
         "requests": run.plan.identity.num_requests,
@@ -112,10 +112,20 @@ def _session_counts(
         "differing_units": metrics.num_differing_units,
         "replicas": len(statistics),
         "devices": [asdict(device) for device in metrics.devices],
-        "engine": total.to_dict() if statistics or before else None,
+        "engine": total.to_dict() if statistics or earlier else None,
         "cost": metrics.cost.to_dict(metrics.num_images),
         "audit_state": None if audits is None else audits.to_dict(),
     }
+
+
+def _engines_before(record: RunRecord) -> list[EngineStatistics]:
+    """What the engines of earlier sessions did, if a session that ended in order told it."""
+    told = record.part("counts", "engine")
+    try:
+        return [EngineStatistics.from_dict(told)] if told else []
+    except (KeyError, TypeError, AttributeError):
+        logger.warning("What the run's record tells of earlier engines cannot be read: it is left out")
+        return []
 
 
 def _report(storage: Storage, state: State, counts: Mapping[str, Any]) -> RunFacts | None:

@@ -60,7 +60,7 @@ def render(facts: RunFacts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"uri": _uri, "size": _size}
+    environment.filters.update(uri=_uri, size=_size)
     assert environment.loader is not None
     script, style = (environment.loader.get_source(environment, f"report.{kind}")[0] for kind in ("js", "css"))
     record, styles = facts.record, _styles(facts.strategy_names)

@@ -99,7 +99,9 @@ class RunRecord:
     def from_json(cls, data: bytes) -> "RunRecord | None":
         """What `to_json` wrote; None for other JSON. Raises ValueError or RecursionError for what is no JSON."""
         content = json.loads(data)
-        if not isinstance(content, dict) or not isinstance(content.get("fingerprint"), str):
+        if not isinstance(content, dict):
+            return None
+        if not isinstance(content.get("fingerprint"), str) or not isinstance(content.get("state", ""), str):
             return None
         mappings = ("parts", "resolved", "config", "versions", "counts")
         if not all(isinstance(content.get(name, {}), dict) for name in mappings) or not _is_input(content.get("input")):
@@ -119,7 +121,9 @@ class RunRecord:
         """A mapping within a field's; empty where it is lacking, as in a run that is not ended."""
         value = getattr(self, field_name)
         for name in names:
-            value = value.get(name) or {}
+            value = value.get(name)
+            if not isinstance(value, Mapping):
+                return {}
         return value
 
     @property

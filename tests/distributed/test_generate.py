@@ -99,6 +99,18 @@ def test_a_second_run_has_nothing_to_do(make_config) -> None:
     assert second.counts["images"] == 15
 
 
+def test_what_a_record_tells_of_engines_may_be_unreadable(make_config, caplog: pytest.LogCaptureFixture) -> None:
+    config = make_config([f"prompt {n}" for n in range(15)])
+    first = run(config)
+    record = Path(config.output.path) / "_run.json"
+    content = json.loads(record.read_text())
+    content["counts"]["engine"] = {"images": 3}
+    record.write_text(json.dumps(content))
+    second = run(config, build_no_engine)
+    assert (first.exit_code, second.exit_code) == (0, 0) and second.counts["engine"] is None
+    assert "cannot be read: it is left out" in caplog.text
+
+
 def test_failed_requests_are_error_rows(make_config) -> None:
     config = make_config([f"fail {n}" if n % 10 == 3 else f"prompt {n}" for n in range(40)])
     outcome = run(config)

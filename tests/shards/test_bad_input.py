@@ -144,6 +144,11 @@ def test_damaged_datasets_are_told(tmp_path: Path) -> None:
         (out / "_run.json").write_text(json.dumps(damaged))
         with pytest.raises(StorageError, match="is not the record of a run"):
             verify(job.storage)
+    (out / "_run.json").write_text(json.dumps({**record, "state": 5}))
+    with pytest.raises(StorageError, match="is not the record of a run"):
+        verify(job.storage)
+    (out / "_run.json").write_text(json.dumps({**record, "counts": {"cost": "x", "audit_state": [1]}}))
+    write_report(job.storage)
     (out / "_run.json").write_text(json.dumps(record))
     for path in (out / "data").iterdir():
         path.unlink()
