@@ -13,7 +13,6 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +98,11 @@ def _policies(arguments: argparse.Namespace, config: RunConfig, device: Device) 
     if others:
         raise ConfigError(f"--policies: {shown(others[0])} is no policy file; give files that end in .json.")
     found: dict[str, Any] = {}
+    files = StoredFiles(config.storage)
     for file in arguments.policies:
         check_spec(file)
         check_store_answers(replace(config, policy=file))
-        under, files = replace(config, policy=file), StoredFiles(config.storage)
+        under = replace(config, policy=file)
         found[file] = resolve(under, files, device).policy
         if arguments.timed:
             resolve(under, files)  # the clock runs on this machine
@@ -146,9 +146,8 @@ def spread_requests(config: RunConfig, num_scales: int, count: int) -> list[Requ
 
     plan = plan_input(config, num_scales)
     items = (item for unit in range(plan.num_units) for item in read_unit(plan.unit(unit), plan.spec))
-    every = max(1, plan.identity.num_requests // count)
-    requests = (item for item in items if isinstance(item, Request))
-    return list(islice(requests, 0, every * count, every))
+    found = [item for item in items if isinstance(item, Request)]
+    return found[:: max(1, len(found) // count)][:count]
 
 
 def _write(folder: Path, rows: list[dict[str, Any]], of_images: list[dict[str, Any]], model: str) -> None:

@@ -38,7 +38,7 @@ def build_engine(
     resolved = resolved or resolve(config)
     pipeline = pipeline or load_pipeline(replace(config.model, device=resolved.device, dtype=resolved.dtype))
     _check_same_model(pipeline, resolved)
-    rules = SamplingRules(size=resolved.size, guidance_layers=resolved.guidance_layers)
+    rules = SamplingRules(size=resolved.size, guidance_layers=resolved.conditions.cfg_insertion_layers)
     costs = resolved.costs
     plan = plan_memory(
         costs,

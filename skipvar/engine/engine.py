@@ -293,7 +293,7 @@ class Engine:
         self._failed.append(Failure.of(request, error))
 
     def _count(self, into: BatchCount, batch: Batch[ImageState]) -> None:
-        self.statistics.count(into, len(batch.items), batch.limit)
+        into.add(BatchCount(1, len(batch.items), batch.limit))
 
     @contextmanager
     def _timed(self, what: str, images: Sequence[ImageState] = ()) -> Iterator[None]:

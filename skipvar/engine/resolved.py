@@ -30,8 +30,6 @@ class Resolved:
     conditions: Conditions
     """What a promise depends on; rows may have settings of their own."""
     size: str
-    guidance_layers: tuple[int, ...]
-    """0: guidance on the logits; -j: after block depth-j."""
     policy: Policy
     device: Device
     dtype: Dtype
@@ -151,7 +149,6 @@ def resolve(config: RunConfig, files: Files | None = None, device: Device | None
         weights_sha256=identity.weights_sha256,
         conditions=conditions,
         size=size,
-        guidance_layers=layers,
         policy=policy,
         device=device,
         dtype=dtype,

@@ -59,9 +59,6 @@ class EngineStatistics:
         capacity = sum(count.capacity for count in self.suffix.values())
         return images / capacity if capacity else 0.0
 
-    def count(self, into: BatchCount, num_images: int, limit: int) -> None:
-        into.add(BatchCount(1, num_images, limit))
-
     def to_dict(self) -> dict[str, Any]:
         """Everything, with the fills worked out."""
         return {
@@ -80,15 +77,11 @@ class EngineStatistics:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "EngineStatistics":
         """What `to_dict` told. KeyError or TypeError for anything else."""
-        total = cls()
-        for name in _SUMS:
-            setattr(total, name, content[name])
-        total.prefix.add(BatchCount.from_dict(content["prefix"]))
-        for into, counts in ((total.suffix, content["suffix"]), (total.whole, content["whole"])):
-            for strategy, count in counts.items():
-                into[strategy].add(BatchCount.from_dict(count))
-        total.seconds.update(content["seconds"])
-        return total
+        told = cls(**{name: content[name] for name in _SUMS}, prefix=BatchCount.from_dict(content["prefix"]))
+        told.suffix.update({name: BatchCount.from_dict(count) for name, count in content["suffix"].items()})
+        told.whole.update({name: BatchCount.from_dict(count) for name, count in content["whole"].items()})
+        told.seconds.update(content["seconds"])
+        return told
 
     def add(self, other: "EngineStatistics") -> None:
         """What another engine did, too."""

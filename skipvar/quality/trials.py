@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 from skipvar.errors import InputError
 from skipvar.shards.storage import Storage
 from skipvar.shards.trial_columns import TRIAL_COLUMNS, trial_of_columns
-from skipvar.shards.unitfile import data_files, read_columns
+from skipvar.shards.unitfile import data_files
 from skipvar.skip.calibration import TrialScores
 from skipvar.skip.certify import SHARES, allowed_misses
 from skipvar.types import Trial
 
 GROUP_COLUMN = "group"
 """The input's own column that names the kind of prompt."""
+_COLUMNS = ("position", "image_index", "prompt", GROUP_COLUMN, *(name for name, _ in TRIAL_COLUMNS))
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,9 @@ def _scores(trial: Trial, prompt: str, group: Any) -> TrialScores:
 
 def _rows(storage: Storage) -> Iterator[dict[str, Any]]:
     for _, name in data_files(storage):
-        with storage.open(name) as file:
-            names = pq.read_schema(file).names
-        wanted = ("position", "image_index", "prompt", GROUP_COLUMN, *(name for name, _ in TRIAL_COLUMNS))
-        table = read_columns(storage, name, [column for column in wanted if column in names])
+        with storage.open(name) as file, pq.ParquetFile(file, pre_buffer=False) as parquet:
+            names = parquet.schema_arrow.names
+            table = parquet.read(columns=[name for name in _COLUMNS if name in names], use_threads=False)
         if "trial_ssim" not in names or table["trial_ssim"].null_count:
             raise InputError(f"{storage.uri}: is no run of trials; jobs.calibrate makes one.")
         yield from table.to_pylist()

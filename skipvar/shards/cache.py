@@ -43,10 +43,14 @@ def fetch(uri: str, cache_dir: str | Path, config: StorageConfig) -> Path:
 
 
 class StoredFiles(LocalFiles):
-    """Files of this machine, and objects of S3 by their `s3://` addresses, read as a stream and not kept."""
+    """Files of this machine, and objects of S3 by their `s3://` addresses, read as a stream and not kept.
+
+    What was hashed once is not read again: several policies are resolved with one model.
+    """
 
     def __init__(self, config: StorageConfig) -> None:
         self._config = config
+        self._hashes: dict[str, str] = {}
 
     def read(self, uri: str) -> bytes:
         if not uri.startswith("s3://"):
@@ -58,8 +62,11 @@ class StoredFiles(LocalFiles):
             raise FileNotFoundError(errno.ENOENT, "there is no such object", uri) from error
 
     def sha256(self, uri: str) -> str:
-        if not uri.startswith("s3://"):
-            return super().sha256(uri)
+        if uri not in self._hashes:
+            self._hashes[uri] = self._stored_sha256(uri) if uri.startswith("s3://") else super().sha256(uri)
+        return self._hashes[uri]
+
+    def _stored_sha256(self, uri: str) -> str:
         storage, key = self._bucket(uri)
         try:
             entries = _entries(storage, key, uri)

@@ -189,10 +189,11 @@ class RowReader:
             raise RowError(f"column 'negative_prompt' must be text, not {_shown(negative)}")
         if isinstance(id, str):
             checked_text(id, names.id_column)
+        own_negative = checked_text(negative, "negative_prompt") if negative else None
         seed, cfg, tau, ratio = row.get("seed"), row.get("cfg"), row.get("tau"), row.get("aspect_ratio")
         return RowSettings(
             prompt=checked_text(prompt, names.prompt_column),
-            negative_prompt=checked_text(negative or spec.sampling.negative_prompt or "", "negative_prompt") or None,
+            negative_prompt=own_negative or spec.sampling.negative_prompt or None,
             seed=None if is_empty(seed) else _seed(seed),
             cfg=spec.cfg if is_empty(cfg) else per_scale(cfg, "cfg", spec.num_scales),
             tau=spec.tau if is_empty(tau) else per_scale(tau, "tau", spec.num_scales),
