@@ -13,12 +13,12 @@ help: ## List the targets
 
 .venv/setup: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable .
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint requirements.txt --editable .
 	@touch $@
 
 .venv/setup-dev: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint requirements.txt --editable '.[dev]'
 	@touch .venv/setup $@
 
 setup: .venv/setup ## Install what a run needs into .venv
