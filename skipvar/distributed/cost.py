@@ -1,7 +1,7 @@
 """What a run costs: the time that its replicas are up, at the price that the configuration names. No Ray in here."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from skipvar.config import BudgetConfig
@@ -38,10 +38,6 @@ class Cost:
         """Of the whole run so far; None where no price is known."""
         return None if self.session_usd is None else self._usd_before + self.session_usd
 
-    def usd_per_image(self, num_images: int) -> float | None:
-        """Of the `num_images` that this session has made."""
-        return self.session_usd / num_images if self.session_usd is not None and num_images else None
-
     def check(self) -> None:
         """Raise `StoppedError` once the run has cost `budget.max_usd`."""
         most = self.budget.max_usd
@@ -51,18 +47,17 @@ class Cost:
                 "the same command with a higher one resumes it."
             )
 
-    def text(self, num_images: int) -> str:
-        """`1.23 USD, 0.0004 an image`, or nothing where no price is known."""
-        if self.usd is None:
-            return ""
-        each = self.usd_per_image(num_images)
-        return f"{self.usd:.2f} USD" + ("" if each is None else f", {each:.2g} an image")
-
     def to_dict(self, num_images: int) -> dict[str, Any]:
-        """For `_run.json`; `usd` is of all sessions, what stands beside it of this one."""
-        each = self.usd_per_image(num_images)
+        """For `_run.json`; `usd` is of all sessions, what stands beside it of this one, which made `num_images`."""
+        price, usd = self.session_usd, self.usd
         return {
-            "usd": None if self.usd is None else round(self.usd, 6),
-            "usd_per_image": None if each is None else round(each, 9),
+            "usd": None if usd is None else round(usd, 6),
+            "usd_per_image": None if price is None or not num_images else round(price / num_images, 9),
             "replica_seconds": round(self.replica_seconds, 1),
         }
+
+
+def cost_text(told: Mapping[str, Any]) -> str:
+    """What `Cost.to_dict` told, for a person: `1.23 USD, 0.0004 an image`, or nothing where no price is known."""
+    usd, each = told["usd"], told["usd_per_image"]
+    return "" if usd is None else f"{usd:.2f} USD" + (f", {each:.2g} an image" if each else "")

@@ -17,7 +17,6 @@ from skipvar.distributed.messages import Stopped, UnitDone
 from skipvar.distributed.metrics import Metrics
 from skipvar.distributed.opening import OpenRun, look_at_output, open_run, settle
 from skipvar.distributed.outcome import Outcome, conclude
-from skipvar.distributed.prometheus import RunMetrics
 from skipvar.distributed.replica import EngineFactory
 from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.statistics import EngineStatistics
@@ -76,7 +75,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
 def _metrics(config: RunConfig, run: OpenRun) -> Metrics:
     usd_before = run.record.part("counts", "cost").get("usd") or 0.0
     num_requests = run.plan.identity.num_requests
-    return Metrics(num_requests, num_requests - run.num_requests, Cost(config.budget, usd_before), RunMetrics())
+    return Metrics(num_requests, num_requests - run.num_requests, Cost(config.budget, usd_before))
 
 
 def _error_of(work: Callable[[], None]) -> SkipvarError | None:

@@ -1,4 +1,7 @@
-"""How far a run is: images a second, time left, mix of strategies; a bar in a terminal, a log line elsewhere."""
+"""How far a run is: a bar in a terminal, a log line elsewhere, and numbers on Ray's Prometheus endpoint.
+
+cluster/README.md documents the names.
+"""
 
 import logging
 import sys
@@ -6,12 +9,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from ray.util import metrics as exported
 from tqdm import tqdm
 
 from skipvar.config import BudgetConfig
-from skipvar.distributed.cost import Cost
+from skipvar.distributed.cost import Cost, cost_text
 from skipvar.distributed.messages import Progress
-from skipvar.distributed.prometheus import RunMetrics
 from skipvar.engine.resolved import DeviceReport
 from skipvar.types import UnitReport
 
@@ -24,15 +27,9 @@ BAR_SECONDS = 0.5
 class Metrics:
     """Adds up what units report; what replicas have in hand is shown with it and not kept."""
 
-    def __init__(
-        self, num_requests: int, num_before: int, cost: Cost | None = None, exported: RunMetrics | None = None
-    ) -> None:
-        """`num_requests` of the whole run, of which `num_before` were accounted for when it was resumed.
-
-        `exported`: where Ray's Prometheus endpoint gets the numbers from, if anywhere.
-        """
+    def __init__(self, num_requests: int, num_before: int, cost: Cost | None = None) -> None:
+        """`num_requests` of the whole run, of which `num_before` were accounted for when it was resumed."""
         self.cost = cost or Cost(BudgetConfig())
-        self._exported = exported
         self.strategies: Counter[str] = Counter()
         """Published images under each strategy."""
         self.num_failures = 0
@@ -47,6 +44,21 @@ class Metrics:
         self._bar: tqdm[None] | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=num_requests, initial=num_before, unit="image", mininterval=0, smoothing=0.1)
+        self._export()
+
+    def _export(self) -> None:
+        """What Ray's Prometheus endpoint tells; without Ray these numbers go nowhere."""
+        self._images = exported.Counter("skipvar_images", "Images published, by strategy", ("strategy",))
+        self._failures = exported.Counter("skipvar_failures", "Requests that went to the error table")
+        self._losses = exported.Counter(
+            "skipvar_replica_losses", "Replicas lost, by cause: preempted or died", ("cause",)
+        )
+        self._retried = exported.Counter("skipvar_units_retried", "Units handed out again since their replica was lost")
+        self._units_left = exported.Gauge("skipvar_units_left", "Units that are not published yet")
+        self._units_in_flight = exported.Gauge("skipvar_units_in_flight", "Units that replicas hold")
+        self._replicas = exported.Gauge("skipvar_replicas", "Replicas that are up")
+        self._usd = exported.Gauge("skipvar_cost_usd", "What the run has cost so far, where a price is configured")
+        self._usd_per_image = exported.Gauge("skipvar_cost_usd_per_image", "What an image of this session has cost")
 
     @property
     def num_images(self) -> int:
@@ -71,25 +83,29 @@ class Metrics:
         self.num_failures += report.num_failures
         self.num_units += 1
         self.num_differing_units += not report.same_content
-        if self._exported is not None:
-            self._exported.published(report.strategies, report.num_failures)
+        for strategy, count in report.strategies.items():
+            if count:
+                self._images.inc(count, {"strategy": strategy})
+        if report.num_failures:
+            self._failures.inc(report.num_failures)
 
     def lost(self, *, is_preempted: bool, num_units: int) -> None:
         """A replica is gone; `num_units` are to be made again."""
-        if self._exported is not None:
-            self._exported.lost(is_preempted=is_preempted, num_units=num_units)
+        self._losses.inc(1, {"cause": "preempted" if is_preempted else "died"})
+        if num_units:
+            self._retried.inc(num_units)
 
     def tick(self, *, num_replicas: int, num_units_left: int, num_in_flight: int) -> None:
         """Once a tick of the driver: what is up costs. Raises `StoppedError` at the end of the budget."""
         self.cost.tick(num_replicas)
-        if self._exported is not None:
-            self._exported.update(
-                num_replicas=num_replicas,
-                num_units_left=num_units_left,
-                num_in_flight=num_in_flight,
-                usd=self.cost.usd,
-                usd_per_image=self.cost.usd_per_image(self.num_images),
-            )
+        self._replicas.set(num_replicas)
+        self._units_left.set(num_units_left)
+        self._units_in_flight.set(num_in_flight)
+        told = self.cost.to_dict(self.num_images)
+        if told["usd"] is not None:
+            self._usd.set(told["usd"])
+        if told["usd_per_image"] is not None:
+            self._usd_per_image.set(told["usd_per_image"])
         self.cost.check()
 
     def show(self, told: Iterable[Progress]) -> None:
@@ -117,7 +133,7 @@ class Metrics:
             eta,
             self.num_failures,
             self.mix(reports) or "no strategy yet",
-            f", {cost}" if (cost := self.cost.text(self.num_images)) else "",
+            f", {cost}" if (cost := cost_text(self.cost.to_dict(self.num_images))) else "",
         )
 
     def close(self) -> None:

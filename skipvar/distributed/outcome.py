@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from skipvar.distributed.cost import cost_text
 from skipvar.distributed.metrics import Metrics
 from skipvar.distributed.opening import OpenRun
 from skipvar.engine.resolved import Resolved
@@ -151,9 +152,8 @@ def summary(outcome: Outcome) -> str:
         lines.append(f"errors: {counts['session_errors']} now, {counts.get('errors', '?')} in all, see {path}/errors/")
     mix = ", ".join(f"{name} {count}" for name, count in sorted(counts["strategies"].items()))
     lines.append(f"strategies: {mix or 'none made in this session'}")
-    if counts["cost"]["usd"] is not None:
-        each = counts["cost"]["usd_per_image"]
-        lines.append(f"cost: {counts['cost']['usd']:.2f} USD" + (f", {each:.2g} an image" if each else ""))
+    if cost := cost_text(counts["cost"]):
+        lines.append(f"cost: {cost}")
     if outcome.audit is not None and outcome.audit.images:
         lines.append(f"audit: {outcome.audit.text()}")
     if outcome.alarm is not None and outcome.alarm not in (outcome.reason or ""):

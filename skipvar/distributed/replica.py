@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import ray
+from ray.util.metrics import Gauge
 
 from skipvar.config import RunConfig
 from skipvar.distributed.logs import StoredLog, log_name
 from skipvar.distributed.messages import (
     Assignment,
+    Progress,
     ReplicaLost,
     RunFailed,
     Started,
@@ -25,9 +27,9 @@ from skipvar.distributed.messages import (
     unpack,
 )
 from skipvar.distributed.opening import WorkOrder
-from skipvar.distributed.prometheus import EngineMetrics
 from skipvar.distributed.worker import EngineInterface, Worker, as_assigned
 from skipvar.engine.resolved import Resolved
+from skipvar.engine.statistics import EngineStatistics
 from skipvar.errors import SkipvarError
 from skipvar.shards.inputs import Inputs
 from skipvar.shards.prompts import read_unit
@@ -39,6 +41,25 @@ logger = logging.getLogger(__name__)
 
 EngineFactory = Callable[[RunConfig, Resolved], EngineInterface]
 """Builds an engine: `skipvar.local.build_local_engine`, or a test's."""
+
+
+class EngineMetrics:
+    """What one engine did, on Ray's Prometheus endpoint."""
+
+    def __init__(self, statistics: EngineStatistics, replica: str) -> None:
+        self._statistics, self._tags = statistics, {"replica": replica}
+        self._pending = Gauge("skipvar_engine_pending", "Requests in the engine without a result", ("replica",))
+        self._fill = Gauge("skipvar_batch_fill", "Mean fill of suffix batches since the start", ("replica",))
+        self._seconds = Gauge("skipvar_phase_seconds", "Seconds in each phase since the start", ("replica", "phase"))
+
+    def update(self, told: Sequence[ToDriver]) -> None:
+        """As often as the driver is told how far it is, by the thread that owns the engine."""
+        for message in told:
+            if isinstance(message, Progress):
+                self._pending.set(message.num_unfinished, self._tags)
+        self._fill.set(self._statistics.suffix_fill, self._tags)
+        for phase, seconds in self._statistics.seconds.items():
+            self._seconds.set(seconds, {**self._tags, "phase": phase})
 
 
 class Replica:
@@ -91,6 +112,7 @@ class Replica:
 
     def _make_worker(self, engine: EngineInterface, storage: Storage) -> Worker:
         order, inputs = self._order, Inputs(self._order.input.storage)
+        exported = EngineMetrics(engine.statistics, self.name)
 
         def read(assignment: Assignment) -> Iterable[Request | Failure]:
             return as_assigned(read_unit(assignment.unit, order.input, inputs), assignment)
@@ -99,12 +121,15 @@ class Replica:
             dataset = replace(order.dataset, policy="fixed:base") if assignment.must_be_base else order.dataset
             return UnitWriter(assignment.unit, dataset, self.name, assignment.attempt, storage)
 
+        def say(messages: Sequence[ToDriver]) -> None:
+            exported.update(messages)
+            self._outbox.put(messages)
+
         return Worker(
             engine,
             read,
             open_writer,
-            self._outbox.put,
+            say,
             wanted_requests=order.wanted_requests(engine.report.pool_images),
             num_encoders=self._num_encoders,
-            after_step=EngineMetrics(engine.statistics, self.name).update,
         )

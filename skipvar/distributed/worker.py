@@ -117,13 +117,10 @@ class Worker:
         *,
         wanted_requests: int,
         num_encoders: int = 2,
-        after_step: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`say` takes what the driver is to know, in one go; `wanted_requests` as in `Started`. `after_step` is called
-        by the engine's thread with the number of requests that have no result yet."""
+        """`say` takes what the driver is to know, in one go; `wanted_requests` as in `Started`."""
         self._engine = engine
         self._read_requests, self._open_writer, self._say = read_requests, open_writer, say
-        self._after_step = after_step
         self.wanted_requests = wanted_requests
         self._inbox: queue.SimpleQueue[Supply | Stop | FromInside] = queue.SimpleQueue()
         self._open: dict[int, _OpenUnit] = {}
@@ -172,7 +169,6 @@ class Worker:
         self._num_steps += 1
         for item in finished:
             self._store(self._unit_of.pop(item.key if isinstance(item, Failure) else item.request.key), item)
-        self._after_step(self._num_unfinished)
 
     def _expects_more(self) -> bool:
         """The fact that the batcher's rule asks for. A replica that is well supplied gets nothing more for now."""

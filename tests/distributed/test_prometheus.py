@@ -8,10 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import skipvar.distributed.prometheus
-
 REPOSITORY = Path(__file__).parents[2]
-SOURCE = Path(skipvar.distributed.prometheus.__file__).read_text()
+SOURCE = "".join((REPOSITORY / f"skipvar/distributed/{name}.py").read_text() for name in ("metrics", "replica"))
 
 
 def exported_names() -> set[str]:

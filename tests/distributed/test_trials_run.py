@@ -45,7 +45,7 @@ def test_what_trials_were_made_with_is_what_the_run_found(config: RunConfig, mon
         exit_code=EXIT_STOPPED,
         state="stopped",
         output=config.output.path,
-        counts=counts | {"cost": {"usd": None}},
+        counts=counts | {"cost": {"usd": None, "usd_per_image": None}},
         resolved=found,
         reason="it was time",
     )

@@ -114,7 +114,6 @@ def session(config: RunConfig, blow: Blow | None = None) -> int:
     """The command's exit code; a `kill` ends the process."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(generate_module, "Fleet", OneReplica))
-        stack.enter_context(mock.patch.object(generate_module, "RunMetrics", lambda: None))
         stack.enter_context(mock.patch.object(Cluster, "start", lambda self: None))
         stack.enter_context(mock.patch.object(Cluster, "room", lambda self: 1))
         stack.enter_context(mock.patch.object(storage_module, "YOUNG_SECONDS", 0.0))
