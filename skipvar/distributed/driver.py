@@ -24,7 +24,6 @@ from skipvar.distributed.messages import (
 from skipvar.distributed.metrics import Metrics
 from skipvar.distributed.opening import OpenRun
 from skipvar.distributed.stopping import StopSignal
-from skipvar.engine.statistics import EngineStatistics
 from skipvar.errors import StoppedError
 from skipvar.quality.audit_book import AuditBook
 
@@ -64,7 +63,6 @@ class Driver:
         self._audits, self._is_alarmed = audits, False
         self._config, self._fleet, self._room, self._run = config, fleet, room, run
         self._metrics, self._stop, self._clock = metrics, stop, clock
-        self._num_units_left = run.num_units
         self._dispatcher = Dispatcher(
             run.units, max_attempts=config.max_attempts, images_per_prompt=config.sampling.images_per_prompt
         )
@@ -78,8 +76,6 @@ class Driver:
         """Replicas that died at work since a unit was published or an isolation survived."""
         self._num_idle_deaths = 0
         """Replicas that died before they had anything to do, since then."""
-        self.statistics: list[EngineStatistics] = []
-        """Of the engines that ended in order meanwhile."""
 
     def run(self) -> None:
         """Returns when every unit is published.
@@ -96,6 +92,15 @@ class Driver:
                 self._stop.check()
         finally:
             self._metrics.cost.tick(self._num_up)  # what ran since the last look costs as well
+
+    def end(self) -> None:
+        """Let replicas publish what is complete, and count that; then end them."""
+        for _, message in self._fleet.stop(self._config.cluster.grace_seconds):
+            if isinstance(message, UnitDone) and message.report is not None:
+                self._metrics.published(message.report)
+            elif isinstance(message, Stopped):
+                self._metrics.engines.append(message.statistics)
+        self._metrics.close()
 
     def _tick(self) -> None:
         """What takes a look at every replica."""
@@ -125,11 +130,15 @@ class Driver:
             case ReplicaLost():
                 self._lose(member, message)
             case Stopped():
-                self.statistics.append(message.statistics)
+                self._metrics.engines.append(message.statistics)
                 self._lose(member, ReplicaLost(reason="its node is going", is_preempted=True))
             case RunFailed():
                 self._fleet.drop(member)  # it says no more
                 raise message.error
+
+    @property
+    def _num_units_left(self) -> int:
+        return self._run.num_units - self._metrics.num_units
 
     def _start(self, member: Member, message: Started) -> None:
         member.wanted_requests, member.node = message.wanted_requests, message.node
@@ -208,7 +217,6 @@ class Driver:
         member.moved_at = self._clock()
         self._num_deaths = self._num_idle_deaths = 0
         if (report := message.report) is not None:
-            self._num_units_left -= 1
             self._metrics.published(report)
             if self._audits is not None:
                 self._audits.add((report.unit, assignment.unit.retry), report.audit_scores)

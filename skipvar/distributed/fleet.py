@@ -193,6 +193,10 @@ class Fleet:
                 yield member, message
                 if isinstance(message, Stopped | ReplicaLost | RunFailed):
                     self.drop(member)
+        self.close()
+
+    def close(self) -> None:
+        """End all replicas, whatever they are at."""
         for member in list(self.members):
             self.drop(member)
 

@@ -13,13 +13,11 @@ from skipvar.distributed.cost import Cost
 from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Fleet
 from skipvar.distributed.logs import StoredLog, log_name
-from skipvar.distributed.messages import Stopped, UnitDone
 from skipvar.distributed.metrics import Metrics
 from skipvar.distributed.opening import OpenRun, look_at_output, open_run, settle
 from skipvar.distributed.outcome import Outcome, conclude
 from skipvar.distributed.replica import EngineFactory
 from skipvar.distributed.stopping import StopSignal
-from skipvar.engine.statistics import EngineStatistics
 from skipvar.errors import EXIT_USAGE, SkipvarError, StorageError
 from skipvar.local import build_local_engine
 from skipvar.quality.audit_book import AuditBook
@@ -42,7 +40,6 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
         log.attach(run.storage, log_name(run.session, "driver"))
         with _heartbeat(run.lease, stop):
             metrics = _metrics(config, run)
-            statistics: list[EngineStatistics] = []
             audits: AuditBook | None = None
             error: SkipvarError | None = None
             try:
@@ -51,20 +48,17 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
                 error = refusal
             if run.num_units and error is None:
                 cluster.start()
-                fleet = Fleet(cluster, partial(engine_factory, config, run.resolved), run.order())
-                try:
+                build_engine = partial(engine_factory, config, run.resolved)
+                with contextlib.closing(Fleet(cluster, build_engine, run.order())) as fleet:
                     driver = Driver(config, fleet, cluster.room, run, metrics, stop, audits)
                     error = _error_of(driver.run)
-                    statistics = driver.statistics + _end(fleet, metrics, config.cluster.grace_seconds)
-                finally:
-                    for member in list(fleet.members):
-                        fleet.drop(member)
+                    driver.end()
             if audits is not None and not isinstance(error, StorageError):
                 error = error or _error_of(lambda: count_published(audits, run))
             if isinstance(error, StorageError):  # it had its retries; what is said at the end gets a few seconds
                 run = run.with_retry_seconds(LAST_RETRY_SECONDS)
                 log.attach(run.storage, log_name(run.session, "driver"))
-            outcome = conclude(run, metrics, statistics, error, audits)
+            outcome = conclude(run, metrics, error, audits)
             if error is not None and error.exit_code == EXIT_USAGE and not metrics.num_units:
                 log.discard()
                 run.withdraw()  # a mistake that only a replica could find: as if found before any work
@@ -86,18 +80,6 @@ def _error_of(work: Callable[[], None]) -> SkipvarError | None:
         logger.error("%s", error)
         return error
     return None
-
-
-def _end(fleet: Fleet, metrics: Metrics, grace_seconds: float) -> list[EngineStatistics]:
-    """End the replicas; counts what they still published and returns their engines' statistics."""
-    statistics = []
-    for _, message in fleet.stop(grace_seconds):
-        if isinstance(message, UnitDone) and message.report is not None:
-            metrics.published(message.report)
-        elif isinstance(message, Stopped):
-            statistics.append(message.statistics)
-    metrics.close()
-    return statistics
 
 
 @contextlib.contextmanager

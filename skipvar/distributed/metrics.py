@@ -16,6 +16,7 @@ from skipvar.config import BudgetConfig
 from skipvar.distributed.cost import Cost, cost_text
 from skipvar.distributed.messages import Progress
 from skipvar.engine.resolved import DeviceReport
+from skipvar.engine.statistics import EngineStatistics
 from skipvar.types import UnitReport
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class Metrics:
         """Units that another worker had published with other content than was made here."""
         self.devices: list[DeviceReport] = []
         """The different ones that replicas reported, their self-check's verdict with them."""
+        self.engines: list[EngineStatistics] = []
+        """What the engines did that ended in order."""
         self._num_requests, self._num_before = num_requests, num_before
         self._started = time.monotonic()
         self._shown = self._started

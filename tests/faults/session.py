@@ -84,6 +84,9 @@ class OneReplica:
     def stop(self, timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
         return iter(())
 
+    def close(self) -> None:
+        self.members.clear()
+
     def _make(self, assignment: Assignment) -> UnitReport:
         engine = FakeEngine()
         writer = UnitWriter(assignment.unit, self._order.dataset, "replica-0", assignment.attempt, self._storage)
