@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable
 
 from skipvar.config import RunConfig
-from skipvar.distributed.dispatch import Dispatcher
+from skipvar.distributed.dispatch import DEATHS_THAT_CONVICT, Dispatcher
 from skipvar.distributed.fleet import Fleet, Member
-from skipvar.distributed.isolation import DEATHS_THAT_CONVICT
 from skipvar.distributed.messages import (
     Assignment,
     Progress,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from skipvar.config import RunConfig
-from skipvar.distributed.auditing import count_published, open_audits
 from skipvar.distributed.cluster import connect
 from skipvar.distributed.cost import Cost
 from skipvar.distributed.driver import Driver
@@ -22,9 +21,12 @@ from skipvar.errors import EXIT_USAGE, SkipvarError, StorageError
 from skipvar.local import build_local_engine
 from skipvar.quality.audit_book import AuditBook
 from skipvar.shards.lease import Lease
+from skipvar.shards.storage import open_storage
 
 logger = logging.getLogger(__name__)
 
+AUDIT_STATE = "_audit"
+"""Where audits are counted in the output, unless the configuration names another place."""
 LAST_RETRY_SECONDS = 5.0
 RELEASE_SECONDS = 10.0
 
@@ -43,7 +45,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
             audits: AuditBook | None = None
             error: SkipvarError | None = None
             try:
-                audits = open_audits(config, run)
+                audits = _open_audits(config, run)
             except SkipvarError as refusal:
                 error = refusal
             if run.num_units and error is None:
@@ -54,7 +56,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
                     error = _error_of(driver.run)
                     driver.end()
             if audits is not None and not isinstance(error, StorageError):
-                error = error or _error_of(lambda: count_published(audits, run))
+                error = error or _error_of(lambda: _count_published(audits, run))
             if isinstance(error, StorageError):  # it had its retries; what is said at the end gets a few seconds
                 run = run.with_retry_seconds(LAST_RETRY_SECONDS)
                 log.attach(run.storage, log_name(run.session, "driver"))
@@ -64,6 +66,30 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
                 run.withdraw()  # a mistake that only a replica could find: as if found before any work
                 raise error
             return outcome
+
+
+def _open_audits(config: RunConfig, run: OpenRun) -> AuditBook | None:
+    """The book with all that the run has published; None where no promise is audited.
+
+    Raises `ConfigError` where the state is that of another promise.
+    """
+    promise = run.resolved.promise
+    if promise is None:
+        return None
+    storage = open_storage(config.audit.state or f"{run.storage.uri}/{AUDIT_STATE}", config.storage)
+    if config.audit.state is not None:
+        storage.check_writable()
+    parts = run.resolved.fingerprint_parts()
+    subject = {"policy": parts["policy"], "model": parts["model"]}
+    book = AuditBook(storage, promise, subject, run.dataset.fingerprint, run.plan.num_units)
+    _count_published(book, run)
+    return book
+
+
+def _count_published(book: AuditBook, run: OpenRun) -> None:
+    """Count all that is published and next in order."""
+    book.catch_up(run.storage)
+    book.count()
 
 
 def _metrics(config: RunConfig, run: OpenRun) -> Metrics:
