@@ -63,12 +63,12 @@ class _CountingFleet(Fleet):
         if not self.wall_started:  # all replicas are up
             self.num_calls = 0
             self.cpu_started, self.wall_started = time.process_time(), time.monotonic()
-        self.num_calls += member is not self._answering
+        self.num_calls += member.is_heard
         super().send(member, message)
 
-    def _listen(self, member: Member, messages: tuple[ToReplica, ...] = ()) -> None:
+    def _listen(self, member: Member) -> None:
         self.num_calls += 1
-        super()._listen(member, messages)
+        super()._listen(member)
 
 
 @dataclass(frozen=True)
