@@ -5,7 +5,7 @@ import itertools
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +26,7 @@ from skipvar.distributed.messages import (
     unpack,
 )
 from skipvar.distributed.opening import WorkOrder
-from skipvar.distributed.replica import Replica
-from skipvar.distributed.worker import EngineInterface
+from skipvar.distributed.replica import BuildEngine, Replica
 
 ASK_AGAIN_SECONDS = 1.0
 """Ray takes some seconds to tell a dead node from a slow one."""
@@ -72,9 +71,7 @@ class Member:
 class Fleet:
     """Creates replicas, tells them what to do, and hears what they say. A message costs the same for any number."""
 
-    def __init__(
-        self, cluster: Cluster, build_engine: Callable[[], EngineInterface], order: WorkOrder, replica: type = Replica
-    ) -> None:
+    def __init__(self, cluster: Cluster, build_engine: BuildEngine, order: WorkOrder, replica: type = Replica) -> None:
         """`replica`: what runs in each actor; `Replica`, or what speaks as it does."""
         self._actor: Any = ray.remote(replica)
         self._cluster, self._build_engine, self._order = cluster, build_engine, order

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import ray
 from ray.util.metrics import Gauge
@@ -27,7 +28,7 @@ from skipvar.distributed.messages import (
     unpack,
 )
 from skipvar.distributed.opening import WorkOrder
-from skipvar.distributed.worker import EngineInterface, Worker, as_assigned
+from skipvar.distributed.worker import Worker, as_assigned
 from skipvar.engine.resolved import Resolved
 from skipvar.engine.statistics import EngineStatistics
 from skipvar.errors import SkipvarError
@@ -37,9 +38,13 @@ from skipvar.shards.storage import Storage, open_storage
 from skipvar.shards.writer import UnitWriter
 from skipvar.types import Failure, Request
 
+if TYPE_CHECKING:  # without torch, which a driver does not need
+    from skipvar.engine.engine import Engine
+
 logger = logging.getLogger(__name__)
 
-EngineFactory = Callable[[RunConfig, Resolved], EngineInterface]
+BuildEngine = Callable[[], "Engine"]
+EngineFactory = Callable[[RunConfig, Resolved], "Engine"]
 """Builds an engine: `skipvar.local.build_local_engine`, or a test's."""
 
 
@@ -65,9 +70,7 @@ class EngineMetrics:
 class Replica:
     """One engine on one device, on a thread of its own. Images never pass through Ray."""
 
-    def __init__(
-        self, name: str, build_engine: Callable[[], EngineInterface], order: WorkOrder, num_encoders: int
-    ) -> None:
+    def __init__(self, name: str, build_engine: BuildEngine, order: WorkOrder, num_encoders: int) -> None:
         self.name = f"{name}@{socket.gethostname()}"
         self._build_engine, self._order, self._num_encoders = build_engine, order, num_encoders
         self._worker: Worker | None = None
@@ -110,7 +113,7 @@ class Replica:
             logger.exception("The engine failed")
             self._outbox.put([ReplicaLost(reason=f"{type(error).__name__}: {error}")])
 
-    def _make_worker(self, engine: EngineInterface, storage: Storage) -> Worker:
+    def _make_worker(self, engine: "Engine", storage: Storage) -> Worker:
         order, inputs = self._order, Inputs(self._order.input.storage)
         exported = EngineMetrics(engine.statistics, self.name)
 

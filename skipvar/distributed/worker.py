@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from skipvar.distributed.messages import Assignment, Progress, Stop, Supply, ToDriver, ToReplica, UnitDone
-from skipvar.engine.resolved import DeviceReport
-from skipvar.engine.statistics import EngineStatistics
+from skipvar.shards.writer import UnitWriter
 from skipvar.types import Failure, Image, Request, RequestKey, UnitReport
+
+if TYPE_CHECKING:  # without torch, which a driver does not need
+    from skipvar.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -29,37 +31,8 @@ MAX_ENCODING = 64
 """The engine waits while so many results wait for an encoder: their pixels take memory."""
 
 
-class EngineInterface(Protocol):
-    """What a replica needs of `skipvar.engine.engine.Engine`."""
-
-    @property
-    def report(self) -> DeviceReport:
-        """What it found on its device."""
-
-    @property
-    def statistics(self) -> EngineStatistics:
-        """What it has done so far; it goes on counting there."""
-
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests."""
-
-    def can_step(self, *, flush: bool = False) -> bool:
-        """Whether `step` would run a batch."""
-
-    def step(self, *, flush: bool = False) -> Sequence[Image | Failure]:
-        """Run one batch; with `flush` a part-full one, where there is no other. What it finished."""
-
-
-class Writer(Protocol):
-    """What a worker needs of `skipvar.shards.writer.UnitWriter`; `add` is called from several threads."""
-
-    def add(self, item: Image | Failure) -> None: ...
-
-    def publish(self) -> UnitReport | None: ...
-
-
 class _Discard:
-    """The writer of an isolation: what it is given is thrown away."""
+    """Stands where the worker expects a `UnitWriter`: what an isolation makes is thrown away."""
 
     def add(self, item: Image | Failure) -> None: ...
 
@@ -71,7 +44,7 @@ class _OpenUnit:
     """A unit between being handed out and being published."""
 
     index: int
-    writer: Writer
+    writer: UnitWriter | _Discard
     num_requests: int | None = None
     """None: its rows are being read."""
     made: Counter[str | None] = field(default_factory=Counter)
@@ -86,9 +59,9 @@ class Worker:
 
     def __init__(
         self,
-        engine: EngineInterface,
+        engine: "Engine",
         read_requests: Callable[[Assignment], Iterable[Request | Failure]],
-        open_writer: Callable[[Assignment], Writer],
+        open_writer: Callable[[Assignment], UnitWriter],
         say: Callable[[Sequence[ToDriver]], None],
         *,
         wanted_requests: int,
