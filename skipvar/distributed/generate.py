@@ -39,7 +39,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
     look_at_output(config)
     with contextlib.closing(StoredLog()) as log, connect(config) as cluster:
         run = open_run(config, cluster.device, stop.sleep)
-        log.attach(run.storage, log_name(run.session, "driver"))
+        log.attach(run.storage, log_name(run.order.session, "driver"))
         with _heartbeat(run.lease, stop):
             metrics = _metrics(config, run)
             audits: AuditBook | None = None
@@ -51,15 +51,15 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
             if run.num_units and error is None:
                 cluster.start()
                 build_engine = partial(engine_factory, config, run.resolved)
-                with contextlib.closing(Fleet(cluster, build_engine, run.order())) as fleet:
+                with contextlib.closing(Fleet(cluster, build_engine, run.order)) as fleet:
                     driver = Driver(config, fleet, cluster.room, run, metrics, stop, audits)
                     error = _error_of(driver.run)
                     driver.end()
             if audits is not None and not isinstance(error, StorageError):
                 error = error or _error_of(lambda: _count_published(audits, run))
             if isinstance(error, StorageError):  # it had its retries; what is said at the end gets a few seconds
-                run = run.with_retry_seconds(LAST_RETRY_SECONDS)
-                log.attach(run.storage, log_name(run.session, "driver"))
+                run = run.with_patience(LAST_RETRY_SECONDS)
+                log.attach(run.storage, log_name(run.order.session, "driver"))
             outcome = conclude(run, metrics, error, audits)
             if error is not None and error.exit_code == EXIT_USAGE and not metrics.num_units:
                 log.discard()
@@ -81,7 +81,7 @@ def _open_audits(config: RunConfig, run: OpenRun) -> AuditBook | None:
         storage.check_writable()
     parts = run.resolved.fingerprint_parts()
     subject = {"policy": parts["policy"], "model": parts["model"]}
-    book = AuditBook(storage, promise, subject, run.dataset.fingerprint, run.plan.num_units)
+    book = AuditBook(storage, promise, subject, run.record.fingerprint, run.plan.num_units)
     _count_published(book, run)
     return book
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from skipvar.config import RunConfig, to_dict
+from skipvar.config import RunConfig, StorageConfig, to_dict
 from skipvar.distributed.environment import resolve_paths
 from skipvar.engine.resolved import Resolved, resolve
 from skipvar.model.device import Device
@@ -41,7 +41,7 @@ class WorkOrder:
     input: InputSpec
     dataset: DatasetSpec
     session: str
-    """Names the logs."""
+    """When the driver began to work on the run, UTC: names the logs."""
     unit_requests: int
     """Requests of a full unit."""
 
@@ -55,10 +55,9 @@ class OpenRun:
     """A run that this process holds the lease of."""
 
     storage: Storage
-    ledger: Ledger
     lease: Lease
     plan: Plan
-    dataset: DatasetSpec
+    order: WorkOrder
     units: Iterator[Unit]
     """Those still to be made, one at a time: never all in memory, but for retries, with the keys of what failed."""
     num_units: int
@@ -67,29 +66,29 @@ class OpenRun:
     resolved: Resolved
     record: RunRecord
     """As it was when the run was opened: a resumed one's tells of earlier sessions."""
-    is_resumed: bool
-    session: str
-    """When this process began to work on the run, UTC: names its logs."""
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.storage)
 
     @property
     def unit_requests(self) -> int:
         """Requests of a full unit."""
-        return self.plan.identity.unit_requests
+        return self.order.unit_requests
 
-    def order(self) -> WorkOrder:
-        return WorkOrder(
-            input=self.plan.spec, dataset=self.dataset, session=self.session, unit_requests=self.unit_requests
-        )
-
-    def with_retry_seconds(self, retry_seconds: float) -> "OpenRun":
+    def with_patience(self, seconds: float) -> "OpenRun":
         """The same run, with no more patience than this for its output."""
-        storage = open_storage(self.storage.uri, replace(self.dataset.storage, retry_seconds=retry_seconds))
-        return replace(self, storage=storage, ledger=Ledger(storage))
+        return replace(self, storage=open_storage(self.storage.uri, with_patience(self.order.dataset.storage, seconds)))
 
     def withdraw(self) -> None:
         """Take back a run that never made anything, so that its output is free for the right configuration."""
-        if not self.is_resumed and not self.lease.is_over:
+        if self.record.resumed_at is None and not self.lease.is_over:
             self.ledger.withdraw()
+
+
+def with_patience(storage: StorageConfig, seconds: float) -> StorageConfig:
+    """The same store, retried for so long at most."""
+    return replace(storage, retry_seconds=min(storage.retry_seconds, seconds))
 
 
 def settle(config: RunConfig) -> RunConfig:
@@ -110,15 +109,15 @@ def check_store_answers(config: RunConfig) -> None:
     asked = [config.output.path, *inputs, config.policy, model.path, model.vae_path, model.text_encoder_path]
     uri = next((uri for uri in asked if uri is not None and uri.startswith("s3://")), None)
     if uri is not None:
-        storage = replace(config.storage, retry_seconds=min(config.storage.retry_seconds, START_PATIENCE_SECONDS))
         bucket, key = split_s3(uri)
-        next(open_storage(f"s3://{bucket}", storage).list(re.split(r"[{*?[]", key)[0]), None)
+        storage = open_storage(f"s3://{bucket}", with_patience(config.storage, START_PATIENCE_SECONDS))
+        next(storage.list(re.split(r"[{*?[]", key)[0]), None)
 
 
 def look_at_output(config: RunConfig) -> None:
     """Raise where it is plain that the output cannot be written, before anything is planned. Writes nothing."""
-    storage = replace(config.storage, retry_seconds=min(config.storage.retry_seconds, START_PATIENCE_SECONDS))
-    open_storage(config.output.path.replace(FINGERPRINT_FIELD, "0" * FINGERPRINT_DIGITS), storage).look()
+    output = config.output.path.replace(FINGERPRINT_FIELD, "0" * FINGERPRINT_DIGITS)
+    open_storage(output, with_patience(config.storage, START_PATIENCE_SECONDS)).look()
 
 
 def known_input(config: RunConfig) -> PublishedInput | None:
@@ -175,28 +174,31 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
         raise
     logger.info("%s run %s in %s: %d of %d units to do", "Resuming" if is_resumed else "New", record.fingerprint,
                 storage.uri, num_units, plan.num_units)  # fmt: skip
+    dataset = DatasetSpec(
+        output=storage.uri,
+        storage=config.storage,
+        form=config.output,
+        images_per_prompt=config.sampling.images_per_prompt,
+        columns=plan.columns,
+        model=resolved.model.name,
+        policy=resolved.policy.name,
+        fingerprint=record.fingerprint,
+    )
     return OpenRun(
         storage=storage,
-        ledger=ledger,
         lease=lease,
         plan=plan,
-        dataset=DatasetSpec(
-            output=storage.uri,
-            storage=config.storage,
-            form=config.output,
-            images_per_prompt=config.sampling.images_per_prompt,
-            columns=plan.columns,
-            model=resolved.model.name,
-            policy=resolved.policy.name,
-            fingerprint=record.fingerprint,
+        order=WorkOrder(
+            input=plan.spec,
+            dataset=dataset,
+            session=datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
+            unit_requests=plan.identity.unit_requests,
         ),
         units=units,
         num_units=num_units,
         num_requests=num_requests,
         resolved=resolved,
         record=record,
-        is_resumed=is_resumed,
-        session=datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
     )
 
 
