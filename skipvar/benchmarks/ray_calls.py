@@ -92,6 +92,6 @@ def measure_calls(num_actors: int, num_units: int) -> CallCost:
         cluster.start()
         with contextlib.closing(_CountingFleet(cluster, unused, unused, NullReplica)) as fleet:
             run, metrics = null_run(num_units), null_metrics(num_units)
-            Driver(config, fleet, cluster.room, run, metrics, StopSignal()).run()
+            Driver(config, cluster, fleet, run, metrics, StopSignal()).run()
             cpu, wall = time.process_time() - fleet.cpu_started, time.monotonic() - fleet.wall_started
     return CallCost(num_actors, fleet.num_calls, cpu, num_units / wall)

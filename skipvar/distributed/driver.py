@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from skipvar.config import RunConfig
+from skipvar.distributed.cluster import Cluster
 from skipvar.distributed.dispatch import DEATHS_THAT_CONVICT, Dispatcher
 from skipvar.distributed.fleet import Fleet, Member
 from skipvar.distributed.messages import (
@@ -50,17 +51,17 @@ class Driver:
     def __init__(
         self,
         config: RunConfig,
+        cluster: Cluster,
         fleet: Fleet,
-        room: Callable[[], int],
         run: OpenRun,
         metrics: Metrics,
         stop: StopSignal,
         audits: AuditBook | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`room` says how many replicas the cluster can hold; `audits` counts them, where something was promised."""
+        """`audits` counts them, where something was promised."""
         self._audits, self._is_alarmed = audits, False
-        self._config, self._fleet, self._room, self._run = config, fleet, room, run
+        self._config, self._cluster, self._fleet, self._run = config, cluster, fleet, run
         self._metrics, self._stop, self._clock = metrics, stop, clock
         self._dispatcher = Dispatcher(
             run.units, max_attempts=config.max_attempts, images_per_prompt=config.sampling.images_per_prompt
@@ -269,7 +270,7 @@ class Driver:
 
     def _leave_nodes(self) -> None:
         """A replica whose node is going publishes what is complete; others make the rest."""
-        leaving = self._fleet.leaving_nodes()
+        leaving = self._cluster.leaving_nodes()
         for member in self._fleet.members if leaving else ():
             if member.node in leaving and not member.is_leaving:
                 logger.info("%s publishes what is complete: its node is going", member.name)
@@ -298,7 +299,7 @@ class Driver:
         if self._clock() - self._surveyed >= SURVEY_SECONDS or len(self._fleet.members) < self._num_needed():
             self._surveyed = self._clock()
             most = self._config.cluster.replicas.max
-            room = max(1, self._room())
+            room = max(1, self._cluster.room())
             size = min(room if most == "auto" else int(most), max(1, self._num_units_left))
             self._num_expected = min(size, room)
             self._fleet.grow(size)

@@ -94,10 +94,6 @@ class Fleet:
             self.members.append(member)
             self._listen(member)
 
-    def leaving_nodes(self) -> frozenset[str]:
-        """Nodes that have announced that they are going."""
-        return self._cluster.leaving_nodes()
-
     def send(self, member: Member, message: ToReplica) -> None:
         """Tell a replica something. That one is gone, `events` will say.
 

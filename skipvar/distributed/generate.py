@@ -52,7 +52,7 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
                 cluster.start()
                 build_engine = partial(engine_factory, config, run.resolved)
                 with contextlib.closing(Fleet(cluster, build_engine, run.order)) as fleet:
-                    driver = Driver(config, fleet, cluster.room, run, metrics, stop, audits)
+                    driver = Driver(config, cluster, fleet, run, metrics, stop, audits)
                     error = _error_of(driver.run)
                     driver.end()
             if audits is not None and not isinstance(error, StorageError):

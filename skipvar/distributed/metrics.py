@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 
 from ray.util import metrics as exported
 from tqdm import tqdm
@@ -127,7 +128,7 @@ class Metrics:
             return
         rate = num_made / self.seconds
         left = self._num_requests - self._num_before - num_made
-        eta = f"{_clock(left / rate)} left" if num_made else "no image yet"
+        eta = f"{timedelta(seconds=round(left / rate))} left" if num_made else "no image yet"
         logger.info(
             "%d of %d done, %.2f images/s, %s, %d failed, %s%s",
             self._num_before + num_made,
@@ -148,9 +149,3 @@ class Metrics:
         """The share of each strategy, in words: `base 20%, skip_1 80%`."""
         made = self.strategies + sum((Counter(each.strategies) for each in reports), Counter())
         return ", ".join(f"{name} {count / made.total():.0%}" for name, count in sorted(made.items()) if count)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:d}:{minutes:02d}:{seconds:02d}"

@@ -54,9 +54,6 @@ class PlayedFleet:
             self.pending.append((member, None))
             self.created += 1
 
-    def leaving_nodes(self) -> frozenset[str]:
-        return frozenset()
-
     def send(self, member: Member, message: ToReplica) -> None:
         assert isinstance(message, Supply)
         self.pending += [(member, assignment) for assignment in message.assignments]
@@ -109,7 +106,8 @@ def make_driver(
     units = (Unit(index=n, first_position=n * ROWS, num_rows=ROWS, slices=()) for n in range(num_units))
     run: Any = SimpleNamespace(units=units, num_units=num_units, unit_requests=ROWS)
     played: Any = fleet
-    return Driver(RunConfig(**settings), played, lambda: room, run, Metrics(num_units * ROWS, 0), stop or StopSignal())
+    cluster: Any = SimpleNamespace(room=lambda: room, leaving_nodes=frozenset)
+    return Driver(RunConfig(**settings), cluster, played, run, Metrics(num_units * ROWS, 0), stop or StopSignal())
 
 
 def drive(play: Play = play_well, *, seed: int = 0, **settings: Any) -> tuple[PlayedFleet, Driver]:

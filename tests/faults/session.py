@@ -61,9 +61,6 @@ class OneReplica:
             self.members.append(Member("replica-0", None))
             self._said.append(Started(report=FakeEngine().report, wanted_requests=1))
 
-    def leaving_nodes(self) -> frozenset[str]:
-        return frozenset()
-
     def send(self, member: Member, message: Any) -> None:
         assert isinstance(message, Supply)
         for assignment in message.assignments:
@@ -119,6 +116,7 @@ def session(config: RunConfig, blow: Blow | None = None) -> int:
         stack.enter_context(mock.patch.object(generate_module, "Fleet", OneReplica))
         stack.enter_context(mock.patch.object(Cluster, "start", lambda self: None))
         stack.enter_context(mock.patch.object(Cluster, "room", lambda self: 1))
+        stack.enter_context(mock.patch.object(Cluster, "leaving_nodes", lambda self: frozenset()))
         stack.enter_context(mock.patch.object(storage_module, "YOUNG_SECONDS", 0.0))
         if blow is not None:
             stack.enter_context(struck(blow))

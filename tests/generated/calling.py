@@ -60,7 +60,7 @@ def _hung(number: int, frame: Any) -> None:
 class _Driver:
     """Makes the units one after the other, with an engine without a model."""
 
-    def __init__(self, config: Any, fleet: Any, room: Any, run: OpenRun, metrics: Any, *others: Any) -> None:
+    def __init__(self, config: Any, cluster: Any, fleet: Any, run: OpenRun, metrics: Any, *others: Any) -> None:
         self._run, self._metrics = run, metrics
 
     def run(self) -> None:
@@ -77,7 +77,7 @@ class _Driver:
 @contextlib.contextmanager
 def without_ray() -> Iterator[None]:
     """`generate` makes its units in this process, `--dry-run` measures an engine without a model."""
-    cluster = SimpleNamespace(device="cpu", start=lambda: None, room=lambda: 1)
+    cluster = SimpleNamespace(device="cpu", start=lambda: None)
     engine = SimpleNamespace(submit=lambda requests: None, drain=lambda: [])
     fleet = SimpleNamespace(close=lambda: None)
     with (
