@@ -279,14 +279,17 @@ class Driver:
 
     def _count_death(self, loss: ReplicaLost, *, was_idle: bool) -> None:
         """Give up where replicas die without anything getting done; one bad node beside good ones is no reason."""
-        if not was_idle:
-            self._num_deaths += 1
-            _give_up_if(self._num_deaths > self._max_deaths, self._num_deaths, loss)
-        else:
+        if was_idle:
             self._num_idle_deaths += 1
-            num_too_many = self._config.max_attempts * self._num_expected
-            is_hopeless = self._num_idle_deaths > num_too_many and self._num_up == 0
-            _give_up_if(is_hopeless, self._num_idle_deaths, loss)
+            num_deaths, most = self._num_idle_deaths, self._config.max_attempts * self._num_expected
+        else:
+            self._num_deaths += 1
+            num_deaths, most = self._num_deaths, self._max_deaths
+        if num_deaths > most and not (was_idle and self._num_up):
+            raise StoppedError(
+                f"{num_deaths} replicas in a row died before they made anything; the last one: "
+                f"{loss.reason.rstrip('.')}."
+            )
 
     @property
     def _max_deaths(self) -> int:
@@ -328,10 +331,3 @@ class Driver:
                 f"{self._metrics.num_failures} of {num_done} requests failed, more than max_error_share ({share:g}); "
                 "see the error table under errors/, then run again, with a higher max_error_share if that is right."
             )
-
-
-def _give_up_if(is_hopeless: bool, num_deaths: int, loss: ReplicaLost) -> None:
-    if is_hopeless:
-        raise StoppedError(
-            f"{num_deaths} replicas in a row died before they made anything; the last one: {loss.reason.rstrip('.')}."
-        )

@@ -14,17 +14,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from skipvar.distributed.cluster import Cluster
-from skipvar.distributed.messages import (
-    Progress,
-    ReplicaLost,
-    RunFailed,
-    Stop,
-    Stopped,
-    ToDriver,
-    ToReplica,
-    pack,
-    unpack,
-)
+from skipvar.distributed.messages import LastWord, Progress, ReplicaLost, Stop, ToDriver, ToReplica, pack, unpack
 from skipvar.distributed.opening import WorkOrder
 from skipvar.distributed.replica import BuildEngine, Replica
 
@@ -135,7 +125,7 @@ class Fleet:
         if member.is_cut_off and answer.exception() is None:
             return (ReplicaLost(reason="its connection broke"),)
         said = _said(answer)
-        if isinstance(said[-1], ReplicaLost | Stopped | RunFailed):
+        if isinstance(said[-1], LastWord):
             return said
         member.is_heard = False
         return (*said, None)
@@ -177,7 +167,7 @@ class Fleet:
         while self.members and (left := deadline - time.monotonic()) > 0:
             for member, message in self.events(left):
                 yield member, message
-                if isinstance(message, Stopped | ReplicaLost | RunFailed):
+                if isinstance(message, LastWord):
                     self.drop(member)
         self.close()
 

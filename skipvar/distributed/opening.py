@@ -1,17 +1,16 @@
 """Opening a run: where its output is, what its fingerprint is made of, which units are left. No Ray."""
 
-import dataclasses
 import logging
 import platform
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from skipvar.config import RunConfig, StorageConfig, to_dict
+from skipvar.config import RunConfig, StorageConfig
 from skipvar.distributed.environment import resolve_paths
 from skipvar.engine.resolved import Resolved, resolve
 from skipvar.model.device import Device
@@ -133,10 +132,10 @@ def fingerprint_parts(config: RunConfig, resolved: Resolved, plan: Plan) -> dict
     """All that changes pixels or rows, by the names that a refusal to resume shows the user."""
     return {
         **resolved.fingerprint_parts(),
-        "sampling": dataclasses.asdict(config.sampling) | {"size": resolved.size},
+        "sampling": asdict(config.sampling) | {"size": resolved.size},
         "output": {"image_format": config.output.image_format, "unit_rows": config.output.unit_rows},
         "columns": {"prompt": config.input.prompt_column, "id": config.input.id_column, "limit": config.input.limit},
-        "input": dataclasses.asdict(plan.identity),
+        "input": asdict(plan.identity),
         **({"audit": {"fraction": config.audit.fraction}} if config.audit.fraction else {}),  # a row tells its SSIM
     }
 
@@ -164,7 +163,11 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
         ledger = Ledger(storage)
         record, is_resumed = ledger.open_run(
             RunRecord.new(
-                parts, plan.identity, resolved=resolved.to_dict(), config=to_dict(config), versions=_versions()
+                parts,
+                plan.identity,
+                resolved=resolved.to_dict(),
+                config=asdict(config),
+                versions=_versions(),
             )
         )
         plan = publish_input(plan, storage)
