@@ -85,10 +85,6 @@ class Suspect:
         self.num_deaths_in_a_row = 0
 
 
-class UnitKeepsDyingError(StoppedError):
-    """A unit kills replicas, but none of its requests does so alone. Stops the run (exit 4): the machine is suspect."""
-
-
 class Dispatcher:
     """Hands out units; takes back those of dead replicas; isolates a unit that was lost `max_attempts` times.
 
@@ -160,7 +156,7 @@ class Dispatcher:
         if suspect is not None and assignment.is_isolation:
             suspect.survived()
             if suspect.num_false_alarms > self._max_attempts:
-                raise UnitKeepsDyingError(
+                raise StoppedError(  # the machine is suspect
                     f"Unit {unit} killed {suspect.num_deaths} replicas, but none of its requests does "
                     "so alone; look at the replicas' memory and logs, then run the same command again."
                 )

@@ -8,11 +8,10 @@ from functools import partial
 
 from skipvar.config import RunConfig
 from skipvar.distributed.cluster import connect
-from skipvar.distributed.cost import Cost
 from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Fleet
 from skipvar.distributed.logs import StoredLog, log_name
-from skipvar.distributed.metrics import Metrics
+from skipvar.distributed.metrics import Cost, Metrics
 from skipvar.distributed.opening import OpenRun, look_at_output, open_run, settle
 from skipvar.distributed.outcome import Outcome, conclude
 from skipvar.distributed.replica import EngineFactory

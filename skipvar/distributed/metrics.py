@@ -1,29 +1,84 @@
-"""How far a run is: a bar in a terminal, a log line elsewhere, and numbers on Ray's Prometheus endpoint.
+"""How far a run is and what it costs: in a terminal's bar or a log's lines, and on Ray's Prometheus endpoint.
 
-cluster/README.md documents the names.
+cluster/README.md documents the names there.
 """
 
 import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 from ray.util import metrics as exported
 from tqdm import tqdm
 
 from skipvar.config import BudgetConfig
-from skipvar.distributed.cost import Cost, cost_text
 from skipvar.distributed.messages import Progress
 from skipvar.engine.resolved import DeviceReport
 from skipvar.engine.statistics import EngineStatistics
+from skipvar.errors import StoppedError
 from skipvar.types import UnitReport
 
 logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 10.0
 BAR_SECONDS = 0.5
+SECONDS_PER_HOUR = 3600.0
+
+
+class Cost:
+    """Adds up replica time. What a node costs while it boots and loads is not seen here: put it into the price."""
+
+    def __init__(
+        self, budget: BudgetConfig, usd_before: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`usd_before`: what earlier sessions of the run have cost."""
+        self._budget = budget
+        self.replica_seconds = 0.0
+        self._usd_before, self._clock = usd_before, clock
+        self._ticked = clock()
+
+    def tick(self, num_replicas: int) -> None:
+        """So many replicas were up since the last call."""
+        now = self._clock()
+        self.replica_seconds += num_replicas * (now - self._ticked)
+        self._ticked = now
+
+    @property
+    def session_usd(self) -> float | None:
+        price = self._budget.usd_per_replica_hour
+        return None if price is None else self.replica_seconds / SECONDS_PER_HOUR * price
+
+    @property
+    def usd(self) -> float | None:
+        """Of the whole run so far; None where no price is known."""
+        return None if self.session_usd is None else self._usd_before + self.session_usd
+
+    def check(self) -> None:
+        """Raise `StoppedError` once the run has cost `budget.max_usd`."""
+        most = self._budget.max_usd
+        if most is not None and self.usd is not None and self.usd >= most:
+            raise StoppedError(
+                f"The run has cost {self.usd:.2f} USD of budget.max_usd ({most:g}); "
+                "the same command with a higher one resumes it."
+            )
+
+    def to_dict(self, num_images: int) -> dict[str, Any]:
+        """For `_run.json`; `usd` is of all sessions, what stands beside it of this one, which made `num_images`."""
+        usd, spent = self.usd, self.session_usd
+        return {
+            "usd": None if usd is None else round(usd, 6),
+            "usd_per_image": None if spent is None or not num_images else round(spent / num_images, 9),
+            "replica_seconds": round(self.replica_seconds, 1),
+        }
+
+
+def cost_text(told: Mapping[str, Any]) -> str:
+    """What `Cost.to_dict` told, for a person: `1.23 USD, 0.0004 an image`, or nothing where no price is known."""
+    usd, each = told["usd"], told["usd_per_image"]
+    return "" if usd is None else f"{usd:.2f} USD" + (f", {each:.2g} an image" if each else "")
 
 
 class Metrics:

@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from skipvar.distributed.cost import cost_text
-from skipvar.distributed.metrics import Metrics
+from skipvar.distributed.metrics import Metrics, cost_text
 from skipvar.distributed.opening import OpenRun
 from skipvar.engine.resolved import Resolved
 from skipvar.engine.statistics import EngineStatistics

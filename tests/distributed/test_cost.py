@@ -3,7 +3,7 @@
 import pytest
 
 from skipvar.config import BudgetConfig
-from skipvar.distributed.cost import Cost, cost_text
+from skipvar.distributed.metrics import Cost, cost_text
 from skipvar.errors import ConfigError, StoppedError
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from skipvar.config import BudgetConfig, ClusterConfig, ReplicasConfig, RunConfig
-from skipvar.distributed.cost import Cost
 from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Member
 from skipvar.distributed.messages import (
@@ -23,7 +22,7 @@ from skipvar.distributed.messages import (
     ToReplica,
     UnitDone,
 )
-from skipvar.distributed.metrics import Metrics
+from skipvar.distributed.metrics import Cost, Metrics
 from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.resolved import DeviceReport
 from skipvar.errors import ModelError, StoppedError, StorageError
