@@ -14,7 +14,7 @@ SOURCE = "".join((REPOSITORY / f"skipvar/distributed/{name}.py").read_text() for
 
 def exported_names() -> set[str]:
     """By Ray's rule: `ray_` before all, `_total` behind counters."""
-    made = re.findall(r'(Counter|Gauge)\("(skipvar_\w+)"', SOURCE)
+    made = re.findall(r'(Counter|Gauge)\(\s*"(skipvar_\w+)"', SOURCE)
     return {f"ray_{name}{'_total' if kind == 'Counter' else ''}" for kind, name in made}
 
 
