@@ -39,8 +39,6 @@ NUM_SEARCHES = 3
 """The run gives up when replicas die as often as this many searches for a request at fault, without one success."""
 MAX_REPORTS_PER_SECOND = 100.0
 """So many replicas tell every second how far they are; a larger fleet tells it less often."""
-MIN_COUNTED_REQUESTS = 100
-"""The error budget is not judged on fewer."""
 WAITING_SECONDS = 30.0
 """A line is logged so often while no replica is up."""
 
@@ -223,7 +221,7 @@ class Driver:
             logger.debug("unit %d: %d images, %d failures", report.unit, report.num_images, report.num_failures)
             if not report.same_content:
                 logger.warning("Unit %d was published before with other content; that stays", report.unit)
-            self._check_failures()
+            self._metrics.check_failures(self._config.max_error_share)
         if assignment.is_alone:
             self._supply_all()
         self._supply(member)
@@ -323,11 +321,3 @@ class Driver:
     def _num_needed(self) -> int:
         """Replicas that must be up before the first unit is handed out."""
         return min(self._config.cluster.replicas.min, max(1, self._num_units_left))
-
-    def _check_failures(self) -> None:
-        num_done, share = self._metrics.num_done, self._config.max_error_share
-        if num_done >= MIN_COUNTED_REQUESTS and self._metrics.num_failures > share * num_done:
-            raise StoppedError(
-                f"{self._metrics.num_failures} of {num_done} requests failed, more than max_error_share ({share:g}); "
-                "see the error table under errors/, then run again, with a higher max_error_share if that is right."
-            )

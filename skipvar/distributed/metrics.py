@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 LINE_SECONDS = 10.0
 BAR_SECONDS = 0.5
 SECONDS_PER_HOUR = 3600.0
+MIN_COUNTED_REQUESTS = 100
+"""The error budget is not judged on fewer."""
 
 
 class Cost:
@@ -147,6 +149,15 @@ class Metrics:
                 self._images.inc(count, {"strategy": strategy})
         if report.num_failures:
             self._failures.inc(report.num_failures)
+
+    def check_failures(self, share: float) -> None:
+        """Raise `StoppedError` where more than this share of the requests failed."""
+        num_done = self.num_done
+        if num_done >= MIN_COUNTED_REQUESTS and self.num_failures > share * num_done:
+            raise StoppedError(
+                f"{self.num_failures} of {num_done} requests failed, more than max_error_share ({share:g}); "
+                "see the error table under errors/, then run again, with a higher max_error_share if that is right."
+            )
 
     def lost(self, *, is_preempted: bool, num_units: int) -> None:
         """A replica is gone; `num_units` are to be made again."""
