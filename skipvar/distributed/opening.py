@@ -161,15 +161,9 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
     lease = acquire(storage, config.storage.lease_stale_seconds, sleep)
     try:
         ledger = Ledger(storage)
-        record, is_resumed = ledger.open_run(
-            RunRecord.new(
-                parts,
-                plan.identity,
-                resolved=resolved.to_dict(),
-                config=asdict(config),
-                versions=_versions(),
-            )
-        )
+        settings, versions = asdict(config), _versions()
+        new = RunRecord.new(parts, plan.identity, resolved=resolved.to_dict(), config=settings, versions=versions)
+        record, is_resumed = ledger.open_run(new)
         plan = publish_input(plan, storage)
         units, num_units, num_requests = _units_left(ledger, plan, retry_errors=config.retry_errors)
     except BaseException:
@@ -177,8 +171,22 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
         raise
     logger.info("%s run %s in %s: %d of %d units to do", "Resuming" if is_resumed else "New", record.fingerprint,
                 storage.uri, num_units, plan.num_units)  # fmt: skip
+    return OpenRun(
+        storage=storage,
+        lease=lease,
+        plan=plan,
+        order=_order(config, resolved, plan, storage.uri, record),
+        units=units,
+        num_units=num_units,
+        num_requests=num_requests,
+        resolved=resolved,
+        record=record,
+    )
+
+
+def _order(config: RunConfig, resolved: Resolved, plan: Plan, output: str, record: RunRecord) -> WorkOrder:
     dataset = DatasetSpec(
-        output=storage.uri,
+        output=output,
         storage=config.storage,
         form=config.output,
         images_per_prompt=config.sampling.images_per_prompt,
@@ -187,22 +195,8 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
         policy=resolved.policy.name,
         fingerprint=record.fingerprint,
     )
-    return OpenRun(
-        storage=storage,
-        lease=lease,
-        plan=plan,
-        order=WorkOrder(
-            input=plan.spec,
-            dataset=dataset,
-            session=datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
-            unit_requests=plan.identity.unit_requests,
-        ),
-        units=units,
-        num_units=num_units,
-        num_requests=num_requests,
-        resolved=resolved,
-        record=record,
-    )
+    session = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return WorkOrder(input=plan.spec, dataset=dataset, session=session, unit_requests=plan.identity.unit_requests)
 
 
 def _units_left(ledger: Ledger, plan: Plan, *, retry_errors: bool) -> tuple[Iterator[Unit], int, int]:

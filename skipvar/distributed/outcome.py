@@ -44,12 +44,7 @@ class Outcome:
         return {"finished": EXIT_ALL_ROWS, "finished_with_errors": EXIT_ERROR_ROWS}.get(self.state, EXIT_STOPPED)
 
 
-def conclude(
-    run: OpenRun,
-    metrics: Metrics,
-    error: SkipvarError | None,
-    audits: AuditBook | None,
-) -> Outcome:
+def conclude(run: OpenRun, metrics: Metrics, error: SkipvarError | None, audits: AuditBook | None) -> Outcome:
     """Count what the output holds, record how the run ended, and say so by an exit code."""
     counts = _session_counts(run, metrics, audits)
     reason = None if error is None else str(error)
