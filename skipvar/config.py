@@ -5,11 +5,10 @@ it is made, with one sentence (`ConfigError`); what a name stands for (a preset,
 the table. Units are in the names.
 """
 
-import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from skipvar.checks import (
     INT32_MAX,
@@ -314,8 +313,3 @@ class RunConfig:
         check_whole("max_attempts", self.max_attempts, 1, INT32_MAX)
         if self.max_seconds is not None:
             check_seconds("max_seconds", self.max_seconds, or_else=", or null for no limit")
-
-
-def to_dict(config: RunConfig) -> dict[str, Any]:
-    """All keys and values as plain JSON-able values."""
-    return dataclasses.asdict(config)

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from skipvar.checks import shown
 from skipvar.config import RunConfig
-from skipvar.errors import ConfigError
+from skipvar.errors import ConfigError, first_line
 
 UNREADABLE = (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, OverflowError, RecursionError)
 """What reading or converting a value raises: besides YAML's own errors, those of the numbers and dates in it."""
@@ -40,7 +40,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return cast(RunConfig, OmegaConf.to_object(config))
     except UNREADABLE as error:  # an interpolation that leads nowhere
-        raise ConfigError(f"{getattr(error, 'full_key', None) or path}: {_first_line(error)}.") from error
+        raise ConfigError(f"{getattr(error, 'full_key', None) or path}: {first_line(error)}.") from error
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -58,14 +58,14 @@ def _read_yaml(path: Path) -> Any:
             f"Configuration file {path} does not exist; give a YAML file such as conf/emoji.yaml."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Configuration file {path} cannot be read: {_first_line(error)}.") from error
+        raise ConfigError(f"Configuration file {path} cannot be read: {first_line(error)}.") from error
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line} is not valid YAML: {error.problem}.") from error
     except RecursionError:
         raise ConfigError(f"{path} is not valid YAML: it is nested too deeply.") from None
     except UNREADABLE as error:
-        raise ConfigError(f"{path} is not valid YAML: {_first_line(error)}.") from error
+        raise ConfigError(f"{path} is not valid YAML: {first_line(error)}.") from error
 
 
 def _parse_override(text: str) -> tuple[str, dict[str, Any]]:
@@ -157,7 +157,3 @@ def _in_words(hint: Any) -> str:
         return f"a list of which each is {_in_words(get_args(hint)[0])}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     return words.get(hint, "another value")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

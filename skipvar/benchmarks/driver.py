@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from skipvar.benchmarks.measure import peak_bytes
@@ -52,10 +53,6 @@ class SimulatedFleet:
         self._random = random.Random(0)
         self._mark = time.thread_time()
         self._answering: Member | None = None
-
-    def leaving_nodes(self) -> frozenset[str]:
-        """Always empty: no simulated node ever goes."""
-        return frozenset()
 
     def grow(self, size: int) -> None:
         """Create replicas until there are `size`; each has started at once."""
@@ -152,8 +149,9 @@ def measure_driver(
     config = RunConfig(cluster=ClusterConfig(replicas=ReplicasConfig(min=num_replicas, max=num_replicas)))
     fleet = SimulatedFleet(unit_seconds, call_seconds)
     played: Any = fleet
+    cluster: Any = SimpleNamespace(room=lambda: num_replicas, leaving_nodes=frozenset)  # no simulated node ever goes
     run, metrics = null_run(num_units), null_metrics(num_units)
-    driver = Driver(config, played, lambda: num_replicas, run, metrics, StopSignal(), clock=fleet.clock)
+    driver = Driver(config, cluster, played, run, metrics, StopSignal(), clock=fleet.clock)
     before = peak_bytes()
     driver.run()
     replica_seconds = num_replicas * fleet.now

@@ -1,6 +1,7 @@
 """What Ray's calls cost the driver: its own loop and fleet, with real actors that say of every unit that it is done."""
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -62,12 +63,12 @@ class _CountingFleet(Fleet):
         if not self.wall_started:  # all replicas are up
             self.num_calls = 0
             self.cpu_started, self.wall_started = time.process_time(), time.monotonic()
-        self.num_calls += member is not self._answering
+        self.num_calls += member.is_heard
         super().send(member, message)
 
-    def _listen(self, member: Member, messages: tuple[ToReplica, ...] = ()) -> None:
+    def _listen(self, member: Member) -> None:
         self.num_calls += 1
-        super()._listen(member, messages)
+        super()._listen(member)
 
 
 @dataclass(frozen=True)
@@ -89,12 +90,8 @@ def measure_calls(num_actors: int, num_units: int) -> CallCost:
     unused: Any = None  # a `NullReplica` builds no engine and reads no order
     with connect(config) as cluster:
         cluster.start()
-        fleet = _CountingFleet(cluster, unused, unused, NullReplica)
-        run, metrics = null_run(num_units), null_metrics(num_units)
-        try:
-            Driver(config, fleet, cluster.room, run, metrics, StopSignal()).run()
+        with contextlib.closing(_CountingFleet(cluster, unused, unused, NullReplica)) as fleet:
+            run, metrics = null_run(num_units), null_metrics(num_units)
+            Driver(config, cluster, fleet, run, metrics, StopSignal()).run()
             cpu, wall = time.process_time() - fleet.cpu_started, time.monotonic() - fleet.wall_started
-        finally:
-            for member in list(fleet.members):
-                fleet.drop(member)
     return CallCost(num_actors, fleet.num_calls, cpu, num_units / wall)

@@ -33,7 +33,6 @@ class Cluster:
     def __init__(self, config: RunConfig, *, is_local: bool) -> None:
         """Use `connect`."""
         self._config, self._is_local = config, is_local
-        self._has_started_ray = False
         self.cpus_per_replica = config.cluster.cpus_per_replica
         self.device = self._find_device()
         """cpu or cuda: where the replicas run."""
@@ -45,12 +44,6 @@ class Cluster:
         if not ray.is_initialized():
             with _ray_trouble("A local Ray cluster cannot be started"):
                 start_local(_local_cpus(self._config))
-            self._has_started_ray = True
-
-    def stop(self) -> None:
-        """End Ray, if it was started here."""
-        if self._has_started_ray:
-            ray.shutdown()
 
     def actor_options(self) -> dict[str, Any]:
         """Ray options of one replica. Threads are set before any library starts them: too many cost a factor of ten."""
@@ -96,22 +89,18 @@ class Cluster:
 def connect(config: RunConfig) -> Iterator[Cluster]:
     """Join the cluster that the configuration names, or have a local one ready; leave it (or end it) afterwards."""
     address = cluster_address(config)
-    joins = address is not None and not ray.is_initialized()  # else a test or a notebook brought its own
+    is_ours = not ray.is_initialized()  # else a test or a notebook brought its own
     if address is not None:
         _check_answers(address)
-    if joins:
-        with _ray_trouble(f"Ray cluster at {address} cannot be joined"):
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        if is_ours:
+            with _ray_trouble(f"Ray cluster at {address} cannot be joined"):
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         if address is not None:
             _check_output(config)
-        cluster = Cluster(config, is_local=address is None)
-        try:
-            yield cluster
-        finally:
-            cluster.stop()
+        yield Cluster(config, is_local=address is None)
     finally:
-        if joins:
+        if is_ours:
             ray.shutdown()
 
 

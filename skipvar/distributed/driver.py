@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from skipvar.config import RunConfig
-from skipvar.distributed.dispatch import Dispatcher
+from skipvar.distributed.cluster import Cluster
+from skipvar.distributed.dispatch import DEATHS_THAT_CONVICT, Dispatcher
 from skipvar.distributed.fleet import Fleet, Member
-from skipvar.distributed.isolation import DEATHS_THAT_CONVICT
 from skipvar.distributed.messages import (
     Assignment,
     Progress,
@@ -24,7 +24,6 @@ from skipvar.distributed.messages import (
 from skipvar.distributed.metrics import Metrics
 from skipvar.distributed.opening import OpenRun
 from skipvar.distributed.stopping import StopSignal
-from skipvar.engine.statistics import EngineStatistics
 from skipvar.errors import StoppedError
 from skipvar.quality.audit_book import AuditBook
 
@@ -40,8 +39,6 @@ NUM_SEARCHES = 3
 """The run gives up when replicas die as often as this many searches for a request at fault, without one success."""
 MAX_REPORTS_PER_SECOND = 100.0
 """So many replicas tell every second how far they are; a larger fleet tells it less often."""
-MIN_COUNTED_REQUESTS = 100
-"""The error budget is not judged on fewer."""
 WAITING_SECONDS = 30.0
 """A line is logged so often while no replica is up."""
 
@@ -52,19 +49,18 @@ class Driver:
     def __init__(
         self,
         config: RunConfig,
+        cluster: Cluster,
         fleet: Fleet,
-        room: Callable[[], int],
         run: OpenRun,
         metrics: Metrics,
         stop: StopSignal,
         audits: AuditBook | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`room` says how many replicas the cluster can hold; `audits` counts them, where something was promised."""
+        """`audits` counts them, where something was promised."""
         self._audits, self._is_alarmed = audits, False
-        self._config, self._fleet, self._room, self._run = config, fleet, room, run
+        self._config, self._cluster, self._fleet, self._run = config, cluster, fleet, run
         self._metrics, self._stop, self._clock = metrics, stop, clock
-        self._num_units_left = run.num_units
         self._dispatcher = Dispatcher(
             run.units, max_attempts=config.max_attempts, images_per_prompt=config.sampling.images_per_prompt
         )
@@ -78,8 +74,6 @@ class Driver:
         """Replicas that died at work since a unit was published or an isolation survived."""
         self._num_idle_deaths = 0
         """Replicas that died before they had anything to do, since then."""
-        self.statistics: list[EngineStatistics] = []
-        """Of the engines that ended in order meanwhile."""
 
     def run(self) -> None:
         """Returns when every unit is published.
@@ -96,6 +90,15 @@ class Driver:
                 self._stop.check()
         finally:
             self._metrics.cost.tick(self._num_up)  # what ran since the last look costs as well
+
+    def end(self) -> None:
+        """Let replicas publish what is complete, and count that; then end them."""
+        for _, message in self._fleet.stop(self._config.cluster.grace_seconds):
+            if isinstance(message, UnitDone) and message.report is not None:
+                self._metrics.published(message.report)
+            elif isinstance(message, Stopped):
+                self._metrics.engines.append(message.statistics)
+        self._metrics.close()
 
     def _tick(self) -> None:
         """What takes a look at every replica."""
@@ -125,11 +128,15 @@ class Driver:
             case ReplicaLost():
                 self._lose(member, message)
             case Stopped():
-                self.statistics.append(message.statistics)
+                self._metrics.engines.append(message.statistics)
                 self._lose(member, ReplicaLost(reason="its node is going", is_preempted=True))
             case RunFailed():
                 self._fleet.drop(member)  # it says no more
                 raise message.error
+
+    @property
+    def _num_units_left(self) -> int:
+        return self._run.num_units - self._metrics.num_units
 
     def _start(self, member: Member, message: Started) -> None:
         member.wanted_requests, member.node = message.wanted_requests, message.node
@@ -208,14 +215,13 @@ class Driver:
         member.moved_at = self._clock()
         self._num_deaths = self._num_idle_deaths = 0
         if (report := message.report) is not None:
-            self._num_units_left -= 1
             self._metrics.published(report)
             if self._audits is not None:
                 self._audits.add((report.unit, assignment.unit.retry), report.audit_scores)
             logger.debug("unit %d: %d images, %d failures", report.unit, report.num_images, report.num_failures)
             if not report.same_content:
                 logger.warning("Unit %d was published before with other content; that stays", report.unit)
-            self._check_failures()
+            self._metrics.check_failures(self._config.max_error_share)
         if assignment.is_alone:
             self._supply_all()
         self._supply(member)
@@ -262,7 +268,7 @@ class Driver:
 
     def _leave_nodes(self) -> None:
         """A replica whose node is going publishes what is complete; others make the rest."""
-        leaving = self._fleet.leaving_nodes()
+        leaving = self._cluster.leaving_nodes()
         for member in self._fleet.members if leaving else ():
             if member.node in leaving and not member.is_leaving:
                 logger.info("%s publishes what is complete: its node is going", member.name)
@@ -271,14 +277,17 @@ class Driver:
 
     def _count_death(self, loss: ReplicaLost, *, was_idle: bool) -> None:
         """Give up where replicas die without anything getting done; one bad node beside good ones is no reason."""
-        if not was_idle:
-            self._num_deaths += 1
-            _give_up_if(self._num_deaths > self._max_deaths, self._num_deaths, loss)
-        else:
+        if was_idle:
             self._num_idle_deaths += 1
-            num_too_many = self._config.max_attempts * self._num_expected
-            is_hopeless = self._num_idle_deaths > num_too_many and self._num_up == 0
-            _give_up_if(is_hopeless, self._num_idle_deaths, loss)
+            num_deaths, most = self._num_idle_deaths, self._config.max_attempts * self._num_expected
+        else:
+            self._num_deaths += 1
+            num_deaths, most = self._num_deaths, self._max_deaths
+        if num_deaths > most and not (was_idle and self._num_up):
+            raise StoppedError(
+                f"{num_deaths} replicas in a row died before they made anything; the last one: "
+                f"{loss.reason.rstrip('.')}."
+            )
 
     @property
     def _max_deaths(self) -> int:
@@ -291,7 +300,7 @@ class Driver:
         if self._clock() - self._surveyed >= SURVEY_SECONDS or len(self._fleet.members) < self._num_needed():
             self._surveyed = self._clock()
             most = self._config.cluster.replicas.max
-            room = max(1, self._room())
+            room = max(1, self._cluster.room())
             size = min(room if most == "auto" else int(most), max(1, self._num_units_left))
             self._num_expected = min(size, room)
             self._fleet.grow(size)
@@ -312,18 +321,3 @@ class Driver:
     def _num_needed(self) -> int:
         """Replicas that must be up before the first unit is handed out."""
         return min(self._config.cluster.replicas.min, max(1, self._num_units_left))
-
-    def _check_failures(self) -> None:
-        num_done, share = self._metrics.num_done, self._config.max_error_share
-        if num_done >= MIN_COUNTED_REQUESTS and self._metrics.num_failures > share * num_done:
-            raise StoppedError(
-                f"{self._metrics.num_failures} of {num_done} requests failed, more than max_error_share ({share:g}); "
-                "see the error table under errors/, then run again, with a higher max_error_share if that is right."
-            )
-
-
-def _give_up_if(is_hopeless: bool, num_deaths: int, loss: ReplicaLost) -> None:
-    if is_hopeless:
-        raise StoppedError(
-            f"{num_deaths} replicas in a row died before they made anything; the last one: {loss.reason.rstrip('.')}."
-        )

@@ -12,18 +12,7 @@ from skipvar.config import RunConfig
 from skipvar.errors import ConfigError
 
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray's job manager sets this for the entry point of a submitted job, and for nothing else."""
-
-
-def is_submitted() -> bool:
-    """Whether this process is the entry point of a job started by `ray job submit`."""
-    return _SUBMITTED in os.environ
-
-
-def brings_its_folder() -> bool:
-    """Whether the job was submitted with `--working-dir`: Ray then unpacks it on every node, each time elsewhere."""
-    runtime_env = json.loads(os.environ.get(_SUBMITTED, "{}")).get("runtime_env") or {}
-    return "working_dir" in runtime_env
+"""Ray's job manager sets this for the entry point of a job started by `ray job submit`, and for nothing else."""
 
 
 def cluster_address(config: RunConfig) -> str | None:
@@ -56,13 +45,14 @@ def resolve_paths(config: RunConfig) -> RunConfig:
     A submitted job's relative output is refused with `ConfigError`: it would lie in a folder that vanishes, or on the
     head alone. The other paths of one that brings its folder along are left as they are: each node has it elsewhere.
     """
-    if is_submitted():
+    submitted = os.environ.get(_SUBMITTED)
+    if submitted is not None:
         why = "under `ray job submit` it would vanish with the job's working folder"
         check_output_stays(config.output.path, why)
         if config.audit.state is not None:
             check_output_stays(config.audit.state, why, "audit.state")
-    if brings_its_folder():
-        return config
+        if "working_dir" in (json.loads(submitted).get("runtime_env") or {}):
+            return config  # Ray unpacks its folder on every node, each time elsewhere
     inputs = config.input.path
     model = config.model
     return replace(

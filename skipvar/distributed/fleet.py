@@ -5,7 +5,7 @@ import itertools
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,20 +14,9 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from skipvar.distributed.cluster import Cluster
-from skipvar.distributed.messages import (
-    Progress,
-    ReplicaLost,
-    RunFailed,
-    Stop,
-    Stopped,
-    ToDriver,
-    ToReplica,
-    pack,
-    unpack,
-)
+from skipvar.distributed.messages import LastWord, Progress, ReplicaLost, Stop, ToDriver, ToReplica, pack, unpack
 from skipvar.distributed.opening import WorkOrder
-from skipvar.distributed.replica import Replica
-from skipvar.distributed.worker import EngineInterface
+from skipvar.distributed.replica import BuildEngine, Replica
 
 ASK_AGAIN_SECONDS = 1.0
 """Ray takes some seconds to tell a dead node from a slow one."""
@@ -49,6 +38,10 @@ class Member:
     """It was dropped."""
     is_cut_off: bool = False
     """Its connection broke, and what it said may be lost: it is lost, once Ray knows whether its node is."""
+    reply: list[ToReplica] = field(default_factory=list)
+    """What goes with the next call of its `receive`: one call of Ray's instead of two."""
+    is_heard: bool = False
+    """A call of its `receive` is out; else the driver acts on what the last one brought."""
     progress: Progress = field(default_factory=Progress)
     """The last that it told."""
     num_sent: int = 0
@@ -68,9 +61,7 @@ class Member:
 class Fleet:
     """Creates replicas, tells them what to do, and hears what they say. A message costs the same for any number."""
 
-    def __init__(
-        self, cluster: Cluster, build_engine: Callable[[], EngineInterface], order: WorkOrder, replica: type = Replica
-    ) -> None:
+    def __init__(self, cluster: Cluster, build_engine: BuildEngine, order: WorkOrder, replica: type = Replica) -> None:
         """`replica`: what runs in each actor; `Replica`, or what speaks as it does."""
         self._actor: Any = ray.remote(replica)
         self._cluster, self._build_engine, self._order = cluster, build_engine, order
@@ -79,12 +70,8 @@ class Fleet:
         """Of the replicas' `receive`; Ray's thread puts them in."""
         self._cut_off: list[tuple[float, Member]] = []
         """When to ask which of them again."""
-        self._unheard: deque[tuple[Member, ToDriver]] = deque()
-        """The rest of an answer whose first message the driver acts on."""
-        self._answering: Member | None = None
-        """Whose message the driver acts on: what it sends that one meanwhile,"""
-        self._reply: list[ToReplica] = []
-        """goes with the next call of its `receive`: one call of Ray's instead of two."""
+        self._unheard: deque[tuple[Member, ToDriver | None]] = deque()
+        """The rest of an answer whose first message the driver acts on; None: then hear that replica again."""
         self.members: list[Member] = []
 
     def grow(self, size: int) -> None:
@@ -97,19 +84,15 @@ class Fleet:
             self.members.append(member)
             self._listen(member)
 
-    def leaving_nodes(self) -> frozenset[str]:
-        """Nodes that have announced that they are going."""
-        return self._cluster.leaving_nodes()
-
     def send(self, member: Member, message: ToReplica) -> None:
         """Tell a replica something. That one is gone, `events` will say.
 
         Two messages may arrive the wrong way round where one goes with an answer.
         """
-        if member is self._answering:
-            self._reply.append(message)
-        else:
+        if member.is_heard:
             member.actor.send.remote(message)
+        else:
+            member.reply.append(message)
 
     def events(self, timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
         """What replicas say, after waiting for something at most so long. A dropped replica is not heard any more."""
@@ -129,11 +112,12 @@ class Fleet:
         """What one replica said, also where the driver left its loop after a part of it; then hear that one again."""
         while self._unheard:
             member, message = self._unheard.popleft()
-            if not member.is_gone:
+            if message is None:
+                self._listen(member)
+            elif not member.is_gone:
                 yield member, message
-        self._listen_again()
 
-    def _heard(self, member: Member, answer: "Future[Any]") -> tuple[ToDriver, ...]:
+    def _heard(self, member: Member, answer: "Future[Any]") -> tuple[ToDriver | None, ...]:
         if isinstance(answer.exception(), ActorUnavailableError):
             member.is_cut_off = True
             self._cut_off.append((time.monotonic() + ASK_AGAIN_SECONDS, member))
@@ -141,9 +125,10 @@ class Fleet:
         if member.is_cut_off and answer.exception() is None:
             return (ReplicaLost(reason="its connection broke"),)
         said = _said(answer)
-        if not isinstance(said[-1], ReplicaLost | Stopped | RunFailed):
-            self._answering = member
-        return said
+        if isinstance(said[-1], LastWord):
+            return said
+        member.is_heard = False
+        return (*said, None)
 
     def _ask_again(self) -> None:
         """Replicas that were cut off answer that they are dead, and of what, once Ray has found out.
@@ -156,16 +141,10 @@ class Fleet:
                 self._hear(member, member.actor.send.remote(Stop()))
         self._cut_off = [(due, member) for due, member in self._cut_off if due > now]
 
-    def _listen_again(self) -> None:
-        """Hear the replica whose message was acted on; at the latest before anything is waited for."""
-        if (member := self._answering) is not None:
-            reply = tuple(self._reply)
-            self._answering = None
-            self._reply.clear()
-            self._listen(member, reply)
-
-    def _listen(self, member: Member, messages: tuple[ToReplica, ...] = ()) -> None:
-        self._hear(member, member.actor.receive.remote(pack(messages)))
+    def _listen(self, member: Member) -> None:
+        if not member.is_gone:
+            self._hear(member, member.actor.receive.remote(pack(member.reply)))
+            member.reply, member.is_heard = [], True
 
     def _hear(self, member: Member, call: Any) -> None:
         call.future().add_done_callback(lambda done: self._answers.put((member, done)))
@@ -174,9 +153,6 @@ class Fleet:
         """End a replica and hear it no more."""
         self.members.remove(member)
         member.is_gone = True
-        if member is self._answering:
-            self._answering = None
-            self._reply.clear()
         with contextlib.suppress(RayError):
             ray.kill(member.actor)
 
@@ -191,8 +167,12 @@ class Fleet:
         while self.members and (left := deadline - time.monotonic()) > 0:
             for member, message in self.events(left):
                 yield member, message
-                if isinstance(message, Stopped | ReplicaLost | RunFailed):
+                if isinstance(message, LastWord):
                     self.drop(member)
+        self.close()
+
+    def close(self) -> None:
+        """End all replicas, whatever they are at."""
         for member in list(self.members):
             self.drop(member)
 

@@ -7,27 +7,25 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from skipvar.config import RunConfig
-from skipvar.distributed.auditing import count_published, open_audits
 from skipvar.distributed.cluster import connect
-from skipvar.distributed.cost import Cost
 from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Fleet
 from skipvar.distributed.logs import StoredLog, log_name
-from skipvar.distributed.messages import Stopped, UnitDone
-from skipvar.distributed.metrics import Metrics
+from skipvar.distributed.metrics import Cost, Metrics
 from skipvar.distributed.opening import OpenRun, look_at_output, open_run, settle
 from skipvar.distributed.outcome import Outcome, conclude
-from skipvar.distributed.prometheus import RunMetrics
 from skipvar.distributed.replica import EngineFactory
 from skipvar.distributed.stopping import StopSignal
-from skipvar.engine.statistics import EngineStatistics
 from skipvar.errors import EXIT_USAGE, SkipvarError, StorageError
 from skipvar.local import build_local_engine
 from skipvar.quality.audit_book import AuditBook
 from skipvar.shards.lease import Lease
+from skipvar.shards.storage import open_storage
 
 logger = logging.getLogger(__name__)
 
+AUDIT_STATE = "_audit"
+"""Where audits are counted in the output, unless the configuration names another place."""
 LAST_RETRY_SECONDS = 5.0
 RELEASE_SECONDS = 10.0
 
@@ -40,32 +38,28 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
     look_at_output(config)
     with contextlib.closing(StoredLog()) as log, connect(config) as cluster:
         run = open_run(config, cluster.device, stop.sleep)
-        log.attach(run.storage, log_name(run.session, "driver"))
+        log.attach(run.storage, log_name(run.order.session, "driver"))
         with _heartbeat(run.lease, stop):
             metrics = _metrics(config, run)
-            statistics: list[EngineStatistics] = []
             audits: AuditBook | None = None
             error: SkipvarError | None = None
             try:
-                audits = open_audits(config, run)
+                audits = _open_audits(config, run)
             except SkipvarError as refusal:
                 error = refusal
             if run.num_units and error is None:
                 cluster.start()
-                fleet = Fleet(cluster, partial(engine_factory, config, run.resolved), run.order())
-                try:
-                    driver = Driver(config, fleet, cluster.room, run, metrics, stop, audits)
+                build_engine = partial(engine_factory, config, run.resolved)
+                with contextlib.closing(Fleet(cluster, build_engine, run.order)) as fleet:
+                    driver = Driver(config, cluster, fleet, run, metrics, stop, audits)
                     error = _error_of(driver.run)
-                    statistics = driver.statistics + _end(fleet, metrics, config.cluster.grace_seconds)
-                finally:
-                    for member in list(fleet.members):
-                        fleet.drop(member)
+                    driver.end()
             if audits is not None and not isinstance(error, StorageError):
-                error = error or _error_of(lambda: count_published(audits, run))
+                error = error or _error_of(lambda: _count_published(audits, run))
             if isinstance(error, StorageError):  # it had its retries; what is said at the end gets a few seconds
-                run = run.with_retry_seconds(LAST_RETRY_SECONDS)
-                log.attach(run.storage, log_name(run.session, "driver"))
-            outcome = conclude(run, metrics, statistics, error, audits)
+                run = run.with_patience(LAST_RETRY_SECONDS)
+                log.attach(run.storage, log_name(run.order.session, "driver"))
+            outcome = conclude(run, metrics, error, audits)
             if error is not None and error.exit_code == EXIT_USAGE and not metrics.num_units:
                 log.discard()
                 run.withdraw()  # a mistake that only a replica could find: as if found before any work
@@ -73,10 +67,34 @@ def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory 
             return outcome
 
 
+def _open_audits(config: RunConfig, run: OpenRun) -> AuditBook | None:
+    """The book with all that the run has published; None where no promise is audited.
+
+    Raises `ConfigError` where the state is that of another promise.
+    """
+    promise = run.resolved.promise
+    if promise is None:
+        return None
+    storage = open_storage(config.audit.state or f"{run.storage.uri}/{AUDIT_STATE}", config.storage)
+    if config.audit.state is not None:
+        storage.check_writable()
+    parts = run.resolved.fingerprint_parts()
+    subject = {"policy": parts["policy"], "model": parts["model"]}
+    book = AuditBook(storage, promise, subject, run.record.fingerprint, run.plan.num_units)
+    _count_published(book, run)
+    return book
+
+
+def _count_published(book: AuditBook, run: OpenRun) -> None:
+    """Count all that is published and next in order."""
+    book.catch_up(run.storage)
+    book.count()
+
+
 def _metrics(config: RunConfig, run: OpenRun) -> Metrics:
     usd_before = run.record.part("counts", "cost").get("usd") or 0.0
     num_requests = run.plan.identity.num_requests
-    return Metrics(num_requests, num_requests - run.num_requests, Cost(config.budget, usd_before), RunMetrics())
+    return Metrics(num_requests, num_requests - run.num_requests, Cost(config.budget, usd_before))
 
 
 def _error_of(work: Callable[[], None]) -> SkipvarError | None:
@@ -87,18 +105,6 @@ def _error_of(work: Callable[[], None]) -> SkipvarError | None:
         logger.error("%s", error)
         return error
     return None
-
-
-def _end(fleet: Fleet, metrics: Metrics, grace_seconds: float) -> list[EngineStatistics]:
-    """End the replicas; counts what they still published and returns their engines' statistics."""
-    statistics = []
-    for _, message in fleet.stop(grace_seconds):
-        if isinstance(message, UnitDone) and message.report is not None:
-            metrics.published(message.report)
-        elif isinstance(message, Stopped):
-            statistics.append(message.statistics)
-    metrics.close()
-    return statistics
 
 
 @contextlib.contextmanager

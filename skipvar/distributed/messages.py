@@ -106,8 +106,10 @@ class ReplicaLost:
     is_preempted: bool = False
 
 
+LastWord = Stopped | RunFailed | ReplicaLost
+"""A replica says nothing more after it."""
 ToReplica = Supply | Stop
-ToDriver = Started | Progress | UnitDone | Stopped | RunFailed | ReplicaLost
+ToDriver = Started | Progress | UnitDone | LastWord
 
 
 def pack(messages: "Sequence[ToReplica | ToDriver]") -> bytes:

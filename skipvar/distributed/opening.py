@@ -1,17 +1,16 @@
 """Opening a run: where its output is, what its fingerprint is made of, which units are left. No Ray."""
 
-import dataclasses
 import logging
 import platform
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from skipvar.config import RunConfig, to_dict
+from skipvar.config import RunConfig, StorageConfig
 from skipvar.distributed.environment import resolve_paths
 from skipvar.engine.resolved import Resolved, resolve
 from skipvar.model.device import Device
@@ -41,7 +40,7 @@ class WorkOrder:
     input: InputSpec
     dataset: DatasetSpec
     session: str
-    """Names the logs."""
+    """When the driver began to work on the run, UTC: names the logs."""
     unit_requests: int
     """Requests of a full unit."""
 
@@ -55,10 +54,9 @@ class OpenRun:
     """A run that this process holds the lease of."""
 
     storage: Storage
-    ledger: Ledger
     lease: Lease
     plan: Plan
-    dataset: DatasetSpec
+    order: WorkOrder
     units: Iterator[Unit]
     """Those still to be made, one at a time: never all in memory, but for retries, with the keys of what failed."""
     num_units: int
@@ -67,29 +65,29 @@ class OpenRun:
     resolved: Resolved
     record: RunRecord
     """As it was when the run was opened: a resumed one's tells of earlier sessions."""
-    is_resumed: bool
-    session: str
-    """When this process began to work on the run, UTC: names its logs."""
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.storage)
 
     @property
     def unit_requests(self) -> int:
         """Requests of a full unit."""
-        return self.plan.identity.unit_requests
+        return self.order.unit_requests
 
-    def order(self) -> WorkOrder:
-        return WorkOrder(
-            input=self.plan.spec, dataset=self.dataset, session=self.session, unit_requests=self.unit_requests
-        )
-
-    def with_retry_seconds(self, retry_seconds: float) -> "OpenRun":
+    def with_patience(self, seconds: float) -> "OpenRun":
         """The same run, with no more patience than this for its output."""
-        storage = open_storage(self.storage.uri, replace(self.dataset.storage, retry_seconds=retry_seconds))
-        return replace(self, storage=storage, ledger=Ledger(storage))
+        return replace(self, storage=open_storage(self.storage.uri, with_patience(self.order.dataset.storage, seconds)))
 
     def withdraw(self) -> None:
         """Take back a run that never made anything, so that its output is free for the right configuration."""
-        if not self.is_resumed and not self.lease.is_over:
+        if self.record.resumed_at is None and not self.lease.is_over:
             self.ledger.withdraw()
+
+
+def with_patience(storage: StorageConfig, seconds: float) -> StorageConfig:
+    """The same store, retried for so long at most."""
+    return replace(storage, retry_seconds=min(storage.retry_seconds, seconds))
 
 
 def settle(config: RunConfig) -> RunConfig:
@@ -110,15 +108,15 @@ def check_store_answers(config: RunConfig) -> None:
     asked = [config.output.path, *inputs, config.policy, model.path, model.vae_path, model.text_encoder_path]
     uri = next((uri for uri in asked if uri is not None and uri.startswith("s3://")), None)
     if uri is not None:
-        storage = replace(config.storage, retry_seconds=min(config.storage.retry_seconds, START_PATIENCE_SECONDS))
         bucket, key = split_s3(uri)
-        next(open_storage(f"s3://{bucket}", storage).list(re.split(r"[{*?[]", key)[0]), None)
+        storage = open_storage(f"s3://{bucket}", with_patience(config.storage, START_PATIENCE_SECONDS))
+        next(storage.list(re.split(r"[{*?[]", key)[0]), None)
 
 
 def look_at_output(config: RunConfig) -> None:
     """Raise where it is plain that the output cannot be written, before anything is planned. Writes nothing."""
-    storage = replace(config.storage, retry_seconds=min(config.storage.retry_seconds, START_PATIENCE_SECONDS))
-    open_storage(config.output.path.replace(FINGERPRINT_FIELD, "0" * FINGERPRINT_DIGITS), storage).look()
+    output = config.output.path.replace(FINGERPRINT_FIELD, "0" * FINGERPRINT_DIGITS)
+    open_storage(output, with_patience(config.storage, START_PATIENCE_SECONDS)).look()
 
 
 def known_input(config: RunConfig) -> PublishedInput | None:
@@ -134,10 +132,10 @@ def fingerprint_parts(config: RunConfig, resolved: Resolved, plan: Plan) -> dict
     """All that changes pixels or rows, by the names that a refusal to resume shows the user."""
     return {
         **resolved.fingerprint_parts(),
-        "sampling": dataclasses.asdict(config.sampling) | {"size": resolved.size},
+        "sampling": asdict(config.sampling) | {"size": resolved.size},
         "output": {"image_format": config.output.image_format, "unit_rows": config.output.unit_rows},
         "columns": {"prompt": config.input.prompt_column, "id": config.input.id_column, "limit": config.input.limit},
-        "input": dataclasses.asdict(plan.identity),
+        "input": asdict(plan.identity),
         **({"audit": {"fraction": config.audit.fraction}} if config.audit.fraction else {}),  # a row tells its SSIM
     }
 
@@ -163,11 +161,9 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
     lease = acquire(storage, config.storage.lease_stale_seconds, sleep)
     try:
         ledger = Ledger(storage)
-        record, is_resumed = ledger.open_run(
-            RunRecord.new(
-                parts, plan.identity, resolved=resolved.to_dict(), config=to_dict(config), versions=_versions()
-            )
-        )
+        settings, versions = asdict(config), _versions()
+        new = RunRecord.new(parts, plan.identity, resolved=resolved.to_dict(), config=settings, versions=versions)
+        record, is_resumed = ledger.open_run(new)
         plan = publish_input(plan, storage)
         units, num_units, num_requests = _units_left(ledger, plan, retry_errors=config.retry_errors)
     except BaseException:
@@ -177,27 +173,30 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
                 storage.uri, num_units, plan.num_units)  # fmt: skip
     return OpenRun(
         storage=storage,
-        ledger=ledger,
         lease=lease,
         plan=plan,
-        dataset=DatasetSpec(
-            output=storage.uri,
-            storage=config.storage,
-            form=config.output,
-            images_per_prompt=config.sampling.images_per_prompt,
-            columns=plan.columns,
-            model=resolved.model.name,
-            policy=resolved.policy.name,
-            fingerprint=record.fingerprint,
-        ),
+        order=_order(config, resolved, plan, storage.uri, record),
         units=units,
         num_units=num_units,
         num_requests=num_requests,
         resolved=resolved,
         record=record,
-        is_resumed=is_resumed,
-        session=datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
     )
+
+
+def _order(config: RunConfig, resolved: Resolved, plan: Plan, output: str, record: RunRecord) -> WorkOrder:
+    dataset = DatasetSpec(
+        output=output,
+        storage=config.storage,
+        form=config.output,
+        images_per_prompt=config.sampling.images_per_prompt,
+        columns=plan.columns,
+        model=resolved.model.name,
+        policy=resolved.policy.name,
+        fingerprint=record.fingerprint,
+    )
+    session = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return WorkOrder(input=plan.spec, dataset=dataset, session=session, unit_requests=plan.identity.unit_requests)
 
 
 def _units_left(ledger: Ledger, plan: Plan, *, retry_errors: bool) -> tuple[Iterator[Unit], int, int]:

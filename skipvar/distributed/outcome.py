@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from skipvar.distributed.metrics import Metrics
+from skipvar.distributed.metrics import Metrics, cost_text
 from skipvar.distributed.opening import OpenRun
 from skipvar.engine.resolved import Resolved
 from skipvar.engine.statistics import EngineStatistics
 from skipvar.errors import EXIT_ALL_ROWS, EXIT_ERROR_ROWS, EXIT_STOPPED, SkipvarError
-from skipvar.quality.audit import AuditResult
 from skipvar.quality.audit_book import AuditBook
 from skipvar.report.gather import RunFacts
 from skipvar.report.page import REPORT, write_report
@@ -27,8 +26,7 @@ Shown = TypeVar("Shown")
 class Outcome:
     """How a run ended."""
 
-    exit_code: int
-    state: str
+    state: State
     output: str
     counts: dict[str, Any]
     """Requests, images and errors of the dataset; strategies and statistics of this session."""
@@ -36,25 +34,19 @@ class Outcome:
     """What its images depend on besides their requests, as its replicas found it."""
     reason: str | None = None
     """Why it was stopped."""
-    audit: AuditResult | None = None
-    """What the audited images say; None where the page that tells it could not be made."""
+    facts: RunFacts | None = None
+    """What the run's page tells; None where it could not be made."""
     alarm: str | None = None
     """The audit's alarm, in a sentence."""
-    has_report: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        return {"finished": EXIT_ALL_ROWS, "finished_with_errors": EXIT_ERROR_ROWS}.get(self.state, EXIT_STOPPED)
 
 
-def conclude(
-    run: OpenRun,
-    metrics: Metrics,
-    statistics: list[EngineStatistics],
-    error: SkipvarError | None,
-    audits: AuditBook | None,
-) -> Outcome:
-    """Count what the output holds, record how the run ended, and say so by an exit code.
-
-    `statistics` are those of this session's engines; what earlier sessions that ended in order told is added.
-    """
-    counts = _session_counts(run, metrics, statistics, audits)
+def conclude(run: OpenRun, metrics: Metrics, error: SkipvarError | None, audits: AuditBook | None) -> Outcome:
+    """Count what the output holds, record how the run ended, and say so by an exit code."""
+    counts = _session_counts(run, metrics, audits)
     reason = None if error is None else str(error)
     state: State = "stopped"
     facts: RunFacts | None = None
@@ -78,30 +70,22 @@ def conclude(
                 facts = _report(run.storage, state, counts)
     except SkipvarError as trouble:
         reason, state = reason or str(trouble), "stopped"
-    code = {"stopped": EXIT_STOPPED, "finished_with_errors": EXIT_ERROR_ROWS, "finished": EXIT_ALL_ROWS}[state]
     return Outcome(
-        exit_code=code,
         state=state,
         output=run.storage.uri,
         counts=counts,
         resolved=run.resolved,
         reason=reason,
-        audit=None if facts is None else facts.audit,
+        facts=facts,
         alarm=None if audits is None or audits.alarm is None else audits.alarm.text(audits.promise),
-        has_report=facts is not None,
     )
 
 
-def _session_counts(
-    run: OpenRun,
-    metrics: Metrics,
-    statistics: list[EngineStatistics],
-    audits: AuditBook | None,
-) -> dict[str, Any]:
+def _session_counts(run: OpenRun, metrics: Metrics, audits: AuditBook | None) -> dict[str, Any]:
     """What is known without looking at the output."""
-    earlier = _engines_before(run.record)
+    engines = [*_engines_before(run.record), *metrics.engines]
     total = EngineStatistics()
-    for engine in (*earlier, *statistics):
+    for engine in engines:
         total.add(engine)
     return {
         "requests": run.plan.identity.num_requests,
@@ -110,9 +94,9 @@ def _session_counts(
         "session_seconds": round(metrics.seconds, 1),
         "strategies": dict(metrics.strategies),
         "differing_units": metrics.num_differing_units,
-        "replicas": len(statistics),
+        "replicas": len(metrics.engines),
         "devices": [asdict(device) for device in metrics.devices],
-        "engine": total.to_dict() if statistics or earlier else None,
+        "engine": total.to_dict() if engines else None,
         "cost": metrics.cost.to_dict(metrics.num_images),
         "audit_state": None if audits is None else audits.to_dict(),
     }
@@ -151,11 +135,10 @@ def summary(outcome: Outcome) -> str:
         lines.append(f"errors: {counts['session_errors']} now, {counts.get('errors', '?')} in all, see {path}/errors/")
     mix = ", ".join(f"{name} {count}" for name, count in sorted(counts["strategies"].items()))
     lines.append(f"strategies: {mix or 'none made in this session'}")
-    if counts["cost"]["usd"] is not None:
-        each = counts["cost"]["usd_per_image"]
-        lines.append(f"cost: {counts['cost']['usd']:.2f} USD" + (f", {each:.2g} an image" if each else ""))
-    if outcome.audit is not None and outcome.audit.images:
-        lines.append(f"audit: {outcome.audit.text()}")
+    if cost := cost_text(counts["cost"]):
+        lines.append(f"cost: {cost}")
+    if outcome.facts is not None and outcome.facts.audit.images:
+        lines.append(f"audit: {outcome.facts.audit.text()}")
     if outcome.alarm is not None and outcome.alarm not in (outcome.reason or ""):
         lines.append(outcome.alarm)
     if outcome.reason:
@@ -165,6 +148,6 @@ def summary(outcome: Outcome) -> str:
     lines.append(f"dataset: {path}")
     loader = f"load_dataset('parquet', data_files='{path}/data/*.parquet', split='train')"
     lines.append(f'open it (pip install datasets): python -c "from datasets import load_dataset; print({loader})"')
-    if outcome.has_report:
+    if outcome.facts is not None:
         lines.append(f"report: {path}/{REPORT}")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """The life of units inside a replica: read, mix in the engine, encode and publish, overlapping. Threads, but no Ray.
 
-One thread (`Worker.run`) owns the engine and everything in `Worker`; it acts on messages from one queue. Reader,
-encoders and publishers are pools that work on what they are given and only send it messages.
+One thread (`Worker.run`) owns the engine and everything in `Worker`; it acts on what comes in one queue: messages, and
+the results of reader, encoders and publishers, which are pools that work on what they are given.
 """
 
 import logging
@@ -9,16 +9,21 @@ import queue
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
-from skipvar.distributed.messages import Assignment, Progress, Stop, Supply, ToDriver, UnitDone
-from skipvar.engine.resolved import DeviceReport
-from skipvar.engine.statistics import EngineStatistics
+from skipvar.distributed.messages import Assignment, Progress, Stop, Supply, ToDriver, ToReplica, UnitDone
+from skipvar.shards.writer import UnitWriter
 from skipvar.types import Failure, Image, Request, RequestKey, UnitReport
 
+if TYPE_CHECKING:  # without torch, which a driver does not need
+    from skipvar.engine.engine import Engine
+
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 NUM_PUBLISHERS = 4
 """Uploads at a time: they wait on the network, not on a processor."""
@@ -26,76 +31,20 @@ MAX_ENCODING = 64
 """The engine waits while so many results wait for an encoder: their pixels take memory."""
 
 
-class EngineInterface(Protocol):
-    """What a replica needs of `skipvar.engine.engine.Engine`."""
-
-    @property
-    def report(self) -> DeviceReport:
-        """What it found on its device."""
-
-    @property
-    def statistics(self) -> EngineStatistics:
-        """What it has done so far; it goes on counting there."""
-
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests."""
-
-    def can_step(self, *, flush: bool = False) -> bool:
-        """Whether `step` would run a batch."""
-
-    def step(self, *, flush: bool = False) -> Sequence[Image | Failure]:
-        """Run one batch; with `flush` a part-full one, where there is no other. What it finished."""
-
-
-class Writer(Protocol):
-    """What a worker needs of `skipvar.shards.writer.UnitWriter`; `add` is called from several threads."""
+class _Discard:
+    """Stands where the worker expects a `UnitWriter`: what an isolation makes is thrown away."""
 
     def add(self, item: Image | Failure) -> None: ...
 
-    def publish(self) -> UnitReport: ...
-
-
-@dataclass(frozen=True)
-class _Read:
-    """The reader is done with a unit."""
-
-    unit: int
-    writer: Writer | None
-    items: Sequence[Request | Failure]
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A unit's writer has one of its results."""
-
-    unit: int
-    strategy: str | None
-    """None: a failure."""
-
-
-@dataclass(frozen=True)
-class _Published:
-    """A unit's file is there."""
-
-    report: UnitReport
-
-
-@dataclass(frozen=True)
-class _Broken:
-    """A pool met an error."""
-
-    error: Exception
-
-
-FromInside = _Read | _Stored | _Published | _Broken
+    def publish(self) -> None: ...
 
 
 @dataclass(eq=False)
 class _OpenUnit:
     """A unit between being handed out and being published."""
 
-    assignment: Assignment
-    writer: Writer | None = None
+    index: int
+    writer: UnitWriter | _Discard
     num_requests: int | None = None
     """None: its rows are being read."""
     made: Counter[str | None] = field(default_factory=Counter)
@@ -110,26 +59,23 @@ class Worker:
 
     def __init__(
         self,
-        engine: EngineInterface,
+        engine: "Engine",
         read_requests: Callable[[Assignment], Iterable[Request | Failure]],
-        open_writer: Callable[[Assignment], Writer],
+        open_writer: Callable[[Assignment], UnitWriter],
         say: Callable[[Sequence[ToDriver]], None],
         *,
         wanted_requests: int,
         num_encoders: int = 2,
-        after_step: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`say` takes what the driver is to know, in one go; `wanted_requests` as in `Started`. `after_step` is called
-        by the engine's thread with the number of requests that have no result yet."""
+        """`say` takes what the driver is to know, in one go; `wanted_requests` as in `Started`."""
         self._engine = engine
         self._read_requests, self._open_writer, self._say = read_requests, open_writer, say
-        self._after_step = after_step
         self.wanted_requests = wanted_requests
-        self._inbox: queue.SimpleQueue[Supply | Stop | FromInside] = queue.SimpleQueue()
-        self._open: dict[int, _OpenUnit] = {}
-        self._unit_of: dict[RequestKey, int] = {}
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        """What is to be done by the worker's thread."""
+        self._open: set[_OpenUnit] = set()
+        self._unit_of: dict[RequestKey, _OpenUnit] = {}
         """Of the requests that the engine has."""
-        self._num_reading = self._num_storing = self._num_publishing = 0
         self._num_steps = self._num_published = self._num_read = 0
         self._is_more_coming, self._is_stopping, self._has_asked, self._supply_number = False, False, False, 0
         self._done: list[UnitDone] = []
@@ -138,10 +84,12 @@ class Worker:
         self._reader = ThreadPoolExecutor(1, "reader")
         self._encoders = ThreadPoolExecutor(num_encoders, "encoder")
         self._publishers = ThreadPoolExecutor(NUM_PUBLISHERS, "publisher")
+        self._num_in: Counter[Executor] = Counter()
+        """What each pool was given and has not brought back."""
 
-    def post(self, message: Supply | Stop | FromInside) -> None:
+    def post(self, message: ToReplica) -> None:
         """Tell the worker something. From any thread."""
-        self._inbox.put(message)
+        self._inbox.put(partial(self._act, message))
 
     def run(self) -> None:
         """Work until `Stop`, and until what was complete by then is published. Raises what breaks a unit."""
@@ -158,12 +106,12 @@ class Worker:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _is_over(self) -> bool:
-        return self._is_stopping and self._num_storing == 0 and self._num_publishing == 0
+        return self._is_stopping and not self._num_in[self._encoders] and not self._num_in[self._publishers]
 
     # ---- steps ----
 
     def _can_step(self) -> bool:
-        if self._is_stopping or self._num_storing >= MAX_ENCODING:
+        if self._is_stopping or self._num_in[self._encoders] >= MAX_ENCODING:
             return False
         return self._engine.can_step(flush=not self._expects_more())
 
@@ -172,11 +120,10 @@ class Worker:
         self._num_steps += 1
         for item in finished:
             self._store(self._unit_of.pop(item.key if isinstance(item, Failure) else item.request.key), item)
-        self._after_step(self._num_unfinished)
 
     def _expects_more(self) -> bool:
         """The fact that the batcher's rule asks for. A replica that is well supplied gets nothing more for now."""
-        return self._num_reading > 0 or (self._is_more_coming and self._num_unfinished < self.wanted_requests)
+        return self._num_in[self._reader] > 0 or (self._is_more_coming and self._num_unfinished < self.wanted_requests)
 
     @property
     def _num_unfinished(self) -> int:
@@ -188,13 +135,13 @@ class Worker:
         """Act on what has arrived; with `wait`, on one at least, or on none once the next report is due."""
         try:
             has_news = self._done or self._progress() != self._reported
-            self._act(self._inbox.get(block=wait, timeout=self._until_report() if has_news else None))
+            self._inbox.get(block=wait, timeout=self._until_report() if has_news else None)()
             while True:
-                self._act(self._inbox.get(block=False))
+                self._inbox.get(block=False)()
         except queue.Empty:
             pass
 
-    def _act(self, message: Supply | Stop | FromInside) -> None:
+    def _act(self, message: ToReplica) -> None:
         match message:
             case Supply():
                 if message.number >= self._supply_number:
@@ -202,66 +149,71 @@ class Worker:
                     self._is_more_coming, self._has_asked = message.is_more_coming, False
                     self._report_seconds = message.report_seconds
                 for assignment in message.assignments:
-                    self._open[assignment.unit.index] = _OpenUnit(assignment)
-                    self._num_reading += 1
-                    self._in_pool(self._reader, self._read, assignment)
+                    self._open_unit(assignment)
             case Stop():
                 self._is_stopping = True
-            case _Read():
-                self._on_read(message)
-            case _Stored():
-                self._num_storing -= 1
-                self._open[message.unit].made[message.strategy] += 1
-                self._close_if_complete(message.unit)
-            case _Published():
-                self._num_publishing -= 1
-                self._num_published += 1
-                logger.info("Unit %d: %d images, %d failures", message.report.unit, message.report.num_images,
-                            message.report.num_failures)  # fmt: skip
-                self._finish(message.report.unit, message.report)
-            case _Broken():
-                raise message.error
 
-    def _on_read(self, message: _Read) -> None:
-        self._num_reading -= 1
+    # ---- a unit's way ----
+
+    def _open_unit(self, assignment: Assignment) -> None:
+        writer = _Discard() if assignment.is_isolation else self._open_writer(assignment)
+        unit = _OpenUnit(assignment.unit.index, writer)
+        self._open.add(unit)
+        self._in_pool(
+            self._reader, lambda: list(self._read_requests(assignment)), lambda items: self._on_read(unit, items)
+        )
+
+    def _on_read(self, unit: _OpenUnit, items: Sequence[Request | Failure]) -> None:
         self._num_read += 1
         if self._is_stopping:
             return
-        unit = self._open[message.unit]
-        unit.writer, unit.num_requests = message.writer, len(message.items)
-        requests = [item for item in message.items if isinstance(item, Request)]
-        for request in requests:
-            self._unit_of[request.key] = message.unit
+        unit.num_requests = len(items)
+        requests = [item for item in items if isinstance(item, Request)]
+        self._unit_of.update((request.key, unit) for request in requests)
         self._engine.submit(requests)
-        for item in message.items:
+        for item in items:
             if isinstance(item, Failure):
-                self._store(message.unit, item)
-        self._close_if_complete(message.unit)
+                self._store(unit, item)
+        self._publish_if_complete(unit)
 
-    def _store(self, index: int, item: Image | Failure) -> None:
-        self._num_storing += 1
-        self._in_pool(self._encoders, _add, self._open[index].writer, index, item)
+    def _store(self, unit: _OpenUnit, item: Image | Failure) -> None:
+        strategy = item.strategy if isinstance(item, Image) else None
 
-    def _close_if_complete(self, index: int) -> None:
-        unit = self._open[index]
-        if unit.made.total() != unit.num_requests:
-            return
-        if unit.writer is None:
-            self._finish(index, None)
-        else:
-            self._num_publishing += 1
-            self._in_pool(self._publishers, _publish, unit.writer)
+        def count(_: None) -> None:  # holds no pixels
+            unit.made[strategy] += 1
+            self._publish_if_complete(unit)
 
-    def _finish(self, index: int, report: UnitReport | None) -> None:
-        del self._open[index]
-        self._done.append(UnitDone(unit=index, report=report))
+        self._in_pool(self._encoders, lambda: unit.writer.add(item), count)
+
+    def _publish_if_complete(self, unit: _OpenUnit) -> None:
+        if unit.made.total() == unit.num_requests:
+            self._in_pool(self._publishers, unit.writer.publish, lambda report: self._on_published(unit, report))
+
+    def _on_published(self, unit: _OpenUnit, report: UnitReport | None) -> None:
+        self._open.remove(unit)
+        self._done.append(UnitDone(unit=unit.index, report=report))
+        if report is not None:
+            self._num_published += 1
+            logger.info("Unit %d: %d images, %d failures", unit.index, report.num_images, report.num_failures)
+
+    def _in_pool(self, pool: Executor, work: Callable[[], Result], then: Callable[[Result], None]) -> None:
+        """Have `work` done in a pool; the worker's thread does `then` with what it gives, or raises what it raised."""
+
+        def bring_back(done: Future[Result]) -> None:
+            self._num_in[pool] -= 1
+            then(done.result())
+
+        self._num_in[pool] += 1
+        pool.submit(work).add_done_callback(lambda done: self._inbox.put(partial(bring_back, done)))
+
+    # ---- what the driver hears ----
 
     def _report(self) -> None:
         """Tell the driver what is done and how far this is: where it runs low, else after `report_seconds`.
 
         A driver of a thousand replicas hears of a unit once; it hands out the next with its answer.
         """
-        is_low = self._num_unfinished < self.wanted_requests and not self._num_reading
+        is_low = self._num_unfinished < self.wanted_requests and not self._num_in[self._reader]
         asks = is_low and self._is_more_coming and not self._has_asked
         if not asks and not (is_low and self._done) and self._until_report() > 0:
             return
@@ -276,7 +228,7 @@ class Worker:
         return max(0.0, self._reported_at + self._report_seconds - time.monotonic())
 
     def _progress(self) -> Progress:
-        made = sum((unit.made for unit in self._open.values() if unit.writer is not None), Counter[str | None]())
+        made = sum((unit.made for unit in self._open if not isinstance(unit.writer, _Discard)), Counter[str | None]())
         return Progress(
             num_steps=self._num_steps,
             num_published=self._num_published,
@@ -285,31 +237,6 @@ class Worker:
             num_failures=made[None],
             strategies={name: count for name, count in made.items() if name is not None},
         )
-
-    # ---- in the pools ----
-
-    def _in_pool(self, pool: Executor, work: Callable[..., FromInside], *arguments: Any) -> None:
-        def run() -> None:
-            try:
-                self.post(work(*arguments))
-            except Exception as error:
-                self.post(_Broken(error))
-
-        pool.submit(run)
-
-    def _read(self, assignment: Assignment) -> _Read:
-        writer = None if assignment.is_isolation else self._open_writer(assignment)
-        return _Read(assignment.unit.index, writer, list(self._read_requests(assignment)))
-
-
-def _add(writer: Writer | None, index: int, item: Image | Failure) -> _Stored:
-    if writer is not None:
-        writer.add(item)
-    return _Stored(index, item.strategy if isinstance(item, Image) else None)
-
-
-def _publish(writer: Writer) -> _Published:
-    return _Published(writer.publish())
 
 
 class ReplicaDiedError(Exception):

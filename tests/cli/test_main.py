@@ -19,7 +19,7 @@ JOBS = {"convert": "convert_checkpoint"}
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_is_its_job(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     job = importlib.import_module(f"jobs.{JOBS.get(command, command)}")
-    assert job.main is importlib.import_module(COMMANDS[command][0]).main
+    assert job.main is importlib.import_module(f"skipvar.cli.{command}").main
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0

@@ -3,7 +3,7 @@
 import pytest
 
 from skipvar.config import BudgetConfig
-from skipvar.distributed.cost import Cost
+from skipvar.distributed.metrics import Cost, cost_text
 from skipvar.errors import ConfigError, StoppedError
 
 
@@ -23,15 +23,15 @@ def test_replica_time_is_paid_and_earlier_sessions_count() -> None:
     cost.tick(0)
     assert cost.replica_seconds == 7200
     assert cost.session_usd == 4.0 and cost.usd == 5.0
-    assert cost.usd_per_image(1000) == 0.004 and cost.usd_per_image(0) is None
     assert cost.to_dict(1000) == {"usd": 5.0, "usd_per_image": 0.004, "replica_seconds": 7200.0}
-    assert cost.text(1000) == "5.00 USD, 0.004 an image"
+    assert cost.to_dict(0)["usd_per_image"] is None
+    assert cost_text(cost.to_dict(1000)) == "5.00 USD, 0.004 an image" and cost_text(cost.to_dict(0)) == "5.00 USD"
 
 
 def test_without_a_price_nothing_is_said() -> None:
     cost = Cost(BudgetConfig())
     cost.tick(3)
-    assert cost.usd is None and cost.text(5) == "" and cost.to_dict(5)["usd"] is None
+    assert cost.usd is None and cost_text(cost.to_dict(5)) == "" and cost.to_dict(5)["usd"] is None
     cost.check()
 
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from skipvar.distributed.dispatch import Dispatcher, UnitKeepsDyingError
+from skipvar.distributed.dispatch import Dispatcher
 from skipvar.distributed.messages import Assignment
+from skipvar.errors import StoppedError
 from skipvar.types import RequestKey, Unit
 
 
@@ -81,7 +82,7 @@ def test_preemption_does_not_count() -> None:
 
 def test_deaths_that_no_request_explains_end_the_run() -> None:
     dispatcher = Dispatcher(units(1), max_attempts=2, images_per_prompt=1)
-    with pytest.raises(UnitKeepsDyingError, match="none of its requests"):
+    with pytest.raises(StoppedError, match="none of its requests"):
         for _ in range(1000):
             assignment = dispatcher.next("it")
             assert assignment is not None

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from skipvar.config import BudgetConfig, ClusterConfig, ReplicasConfig, RunConfig
-from skipvar.distributed.cost import Cost
 from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Member
 from skipvar.distributed.messages import (
@@ -23,7 +22,7 @@ from skipvar.distributed.messages import (
     ToReplica,
     UnitDone,
 )
-from skipvar.distributed.metrics import Metrics
+from skipvar.distributed.metrics import Cost, Metrics
 from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.resolved import DeviceReport
 from skipvar.errors import ModelError, StoppedError, StorageError
@@ -53,9 +52,6 @@ class PlayedFleet:
             self.members.append(member)
             self.pending.append((member, None))
             self.created += 1
-
-    def leaving_nodes(self) -> frozenset[str]:
-        return frozenset()
 
     def send(self, member: Member, message: ToReplica) -> None:
         assert isinstance(message, Supply)
@@ -109,7 +105,8 @@ def make_driver(
     units = (Unit(index=n, first_position=n * ROWS, num_rows=ROWS, slices=()) for n in range(num_units))
     run: Any = SimpleNamespace(units=units, num_units=num_units, unit_requests=ROWS)
     played: Any = fleet
-    return Driver(RunConfig(**settings), played, lambda: room, run, Metrics(num_units * ROWS, 0), stop or StopSignal())
+    cluster: Any = SimpleNamespace(room=lambda: room, leaving_nodes=frozenset)
+    return Driver(RunConfig(**settings), cluster, played, run, Metrics(num_units * ROWS, 0), stop or StopSignal())
 
 
 def drive(play: Play = play_well, *, seed: int = 0, **settings: Any) -> tuple[PlayedFleet, Driver]:

@@ -22,7 +22,7 @@ def test_a_converted_folder_tells_the_model_s_name_whatever_the_configuration_ca
     overrides = [f"model.name={name}", f"model.path={tmp_path}/model", "policy=null", f"output.path={tmp_path}/out"]
     run = open_run(settle(read_config("conf/emoji.yaml", [*overrides, "sampling.size=128"])), "cpu")
     run.lease.release()
-    assert run.dataset.model == run.record.parts["model"]["name"] == "mine"
+    assert run.order.dataset.model == run.record.parts["model"]["name"] == "mine"
 
 
 def test_official_files_need_a_preset_s_name(tmp_path: Path) -> None:

@@ -8,15 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import skipvar.distributed.prometheus
-
 REPOSITORY = Path(__file__).parents[2]
-SOURCE = Path(skipvar.distributed.prometheus.__file__).read_text()
+SOURCE = "".join((REPOSITORY / f"skipvar/distributed/{name}.py").read_text() for name in ("metrics", "replica"))
 
 
 def exported_names() -> set[str]:
     """By Ray's rule: `ray_` before all, `_total` behind counters."""
-    made = re.findall(r'(Counter|Gauge)\("(skipvar_\w+)"', SOURCE)
+    made = re.findall(r'(Counter|Gauge)\(\s*"(skipvar_\w+)"', SOURCE)
     return {f"ray_{name}{'_total' if kind == 'Counter' else ''}" for kind, name in made}
 
 

@@ -42,13 +42,13 @@ def test_what_trials_were_made_with_is_what_the_run_found(config: RunConfig, mon
     found = resolve(config, device="cuda")
     counts: dict[str, Any] = {"session_images": 0, "session_seconds": 0.0, "session_errors": 0, "strategies": {}}
     ended = Outcome(
-        exit_code=EXIT_STOPPED,
         state="stopped",
         output=config.output.path,
-        counts=counts | {"cost": {"usd": None}},
+        counts=counts | {"cost": {"usd": None, "usd_per_image": None}},
         resolved=found,
         reason="it was time",
     )
     monkeypatch.setattr(trials, "generate", lambda config, stop: ended)
     made = trials.make_trials_run(config, show=lambda line: None)
     assert made.resolved is found and made.resolved.dtype == "bfloat16" and made.trials is None
+    assert made.exit_code == EXIT_STOPPED

@@ -61,9 +61,6 @@ class OneReplica:
             self.members.append(Member("replica-0", None))
             self._said.append(Started(report=FakeEngine().report, wanted_requests=1))
 
-    def leaving_nodes(self) -> frozenset[str]:
-        return frozenset()
-
     def send(self, member: Member, message: Any) -> None:
         assert isinstance(message, Supply)
         for assignment in message.assignments:
@@ -83,6 +80,9 @@ class OneReplica:
 
     def stop(self, timeout_seconds: float) -> Iterator[tuple[Member, ToDriver]]:
         return iter(())
+
+    def close(self) -> None:
+        self.members.clear()
 
     def _make(self, assignment: Assignment) -> UnitReport:
         engine = FakeEngine()
@@ -114,9 +114,9 @@ def session(config: RunConfig, blow: Blow | None = None) -> int:
     """The command's exit code; a `kill` ends the process."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(generate_module, "Fleet", OneReplica))
-        stack.enter_context(mock.patch.object(generate_module, "RunMetrics", lambda: None))
         stack.enter_context(mock.patch.object(Cluster, "start", lambda self: None))
         stack.enter_context(mock.patch.object(Cluster, "room", lambda self: 1))
+        stack.enter_context(mock.patch.object(Cluster, "leaving_nodes", lambda self: frozenset()))
         stack.enter_context(mock.patch.object(storage_module, "YOUNG_SECONDS", 0.0))
         if blow is not None:
             stack.enter_context(struck(blow))

@@ -60,24 +60,26 @@ def _hung(number: int, frame: Any) -> None:
 class _Driver:
     """Makes the units one after the other, with an engine without a model."""
 
-    def __init__(self, config: Any, fleet: Any, room: Any, run: OpenRun, metrics: Any, *others: Any) -> None:
+    def __init__(self, config: Any, cluster: Any, fleet: Any, run: OpenRun, metrics: Any, *others: Any) -> None:
         self._run, self._metrics = run, metrics
-        self.statistics: list[dict[str, Any]] = []
 
     def run(self) -> None:
         for unit in self._run.units:
-            writer = UnitWriter(unit, self._run.dataset, "r0", 1, self._run.storage)
+            writer = UnitWriter(unit, self._run.order.dataset, "r0", 1, self._run.storage)
             for item in read_unit(unit, self._run.plan.spec):
                 writer.add(draw(item) if isinstance(item, Request) else item)
             self._metrics.published(writer.publish())
+
+    def end(self) -> None:
+        pass
 
 
 @contextlib.contextmanager
 def without_ray() -> Iterator[None]:
     """`generate` makes its units in this process, `--dry-run` measures an engine without a model."""
-    cluster = SimpleNamespace(device="cpu", start=lambda: None, room=lambda: 1, stop=lambda: None)
+    cluster = SimpleNamespace(device="cpu", start=lambda: None)
     engine = SimpleNamespace(submit=lambda requests: None, drain=lambda: [])
-    fleet = SimpleNamespace(members=(), stop=lambda *seconds: ())
+    fleet = SimpleNamespace(close=lambda: None)
     with (
         mock.patch.object(generate, "connect", lambda config: contextlib.nullcontext(cluster)),
         mock.patch.object(generate, "Fleet", lambda *arguments: fleet),
