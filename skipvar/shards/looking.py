@@ -15,7 +15,6 @@ from skipvar.shards.inputs import InputFile, Inputs
 from skipvar.shards.rows import SETTINGS
 from skipvar.shards.schema import storable_columns
 from skipvar.shards.sources import Footer, read_footer
-from skipvar.shards.textinput import rows_of
 from skipvar.shards.textrows import TextRows
 
 _FOOTER_THREADS = 16
@@ -89,7 +88,8 @@ def _look_at_text(
     inputs: Inputs, file: InputFile, prompt_column: str, special: frozenset[str], limit: int | None
 ) -> LookedAt:
     """Columns and types of a text file from its first rows (`limit` of them at most)."""
-    with rows_of(inputs, file, prompt_column) as rows:
+    with inputs.open(file.uri) as stream:
+        rows = TextRows(stream, file, prompt_column)
         sample = []
         for row in islice(rows, SAMPLE_ROWS if limit is None else min(SAMPLE_ROWS, limit)):
             sample.append(row)

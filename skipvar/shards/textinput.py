@@ -1,8 +1,7 @@
 """Text inputs (txt, jsonl, csv): one pass that brings their rows into the normal form (`skipvar.shards.parts`)."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -55,7 +54,8 @@ class TextNormaliser:
     def add(self, inputs: Inputs, file: InputFile, limit: int | None) -> NormalFile:
         """Take the rows of a file, the first `limit` of them at most."""
         first_row = self._parts.num_rows
-        with rows_of(inputs, file, self._spec.input.prompt_column) as rows:
+        with inputs.open(file.uri) as stream:
+            rows = TextRows(stream, file, self._spec.input.prompt_column)
             name = file.name
             for number, row in enumerate(islice(rows, limit), start=1):
                 values, own, error = self._normal(file.format, row)
@@ -110,13 +110,6 @@ class TextNormaliser:
         id = row.get(self._spec.input.id_column)
         text = None if is_empty(id) else id_text(id)
         return {self._spec.input.id_column: None if text is None else text.encode("utf-8", "replace").decode()}
-
-
-@contextmanager
-def rows_of(inputs: Inputs, file: InputFile, prompt_column: str) -> Iterator[TextRows]:
-    """A text file, open at its first row."""
-    with inputs.open(file.uri) as stream:
-        yield TextRows(stream, file.uri, file.format, prompt_column)
 
 
 def _setting_text(value: Any) -> str | None:
