@@ -22,7 +22,6 @@ UNFIT_ERRORS = (ValueError, TypeError, ArithmeticError, RecursionError, pa.Arrow
 """What Python and Arrow raise for a value that they cannot take (`UnicodeError` and `OverflowError` among them)."""
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?", re.ASCII)
-_INT64 = range(-(2**63), 2**63)
 
 
 def parse_json(line: str) -> dict[str, Any]:
@@ -71,7 +70,7 @@ def fit_csv(text: str | None, field: pa.Field) -> Any:
     if text is None or text == "":
         return None
     kind = field.type
-    if pa.types.is_integer(kind) and _INTEGER.fullmatch(text) and int(text) in _INT64:
+    if pa.types.is_integer(kind) and _INTEGER.fullmatch(text) and int(text) in _whole_numbers(kind):
         return int(text)
     if pa.types.is_floating(kind) and _DECIMAL.fullmatch(text):
         return _finite(float(text), field.name)
@@ -113,7 +112,7 @@ def _fit(value: Any, kind: pa.DataType, column: str) -> Any:
         return checked_text(value, column)
     if pa.types.is_boolean(kind) and isinstance(value, bool):
         return value
-    if pa.types.is_integer(kind) and isinstance(value, int) and is_number and value in _INT64:
+    if pa.types.is_integer(kind) and isinstance(value, int) and is_number and value in _whole_numbers(kind):
         return value
     if pa.types.is_floating(kind) and is_number:
         return value if isinstance(value, float) else _as_float(value, column)
@@ -132,6 +131,12 @@ def _fit(value: Any, kind: pa.DataType, column: str) -> Any:
 
 def _unlike(column: str, found: str, kind: pa.DataType) -> RowError:
     return RowError(f"column {shown_name(column)} is {found} here, but {_short(str(kind))} in the input's first rows")
+
+
+def _whole_numbers(kind: pa.DataType) -> range:
+    """Those that an integer type can hold. (A column of text input may have a Parquet file's narrower type.)"""
+    bits: int = kind.bit_width
+    return range(-(2 ** (bits - 1)), 2 ** (bits - 1)) if pa.types.is_signed_integer(kind) else range(2**bits)
 
 
 def _as_float(value: int, column: str) -> float:
@@ -175,7 +180,7 @@ def _check_key(key: str) -> None:
 def _csv_type(values: Sequence[str]) -> pa.DataType:
     if not values:
         return pa.null()
-    if all(_INTEGER.fullmatch(value) and int(value) in _INT64 for value in values):
+    if all(_INTEGER.fullmatch(value) and int(value) in _whole_numbers(pa.int64()) for value in values):
         return pa.int64()
     if all(_DECIMAL.fullmatch(value) and math.isfinite(float(value)) for value in values):
         return pa.float64()

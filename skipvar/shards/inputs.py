@@ -23,8 +23,6 @@ class InputFile:
     """One file of the input, as it was when the run was planned."""
 
     uri: str
-    format: str
-    """txt, jsonl, csv or parquet."""
     size: int
     version: str
     """ETag on S3, modification time in nanoseconds locally."""
@@ -33,6 +31,15 @@ class InputFile:
     def name(self) -> str:
         """The last part of its uri, without folders."""
         return PurePosixPath(self.uri).name
+
+    @property
+    def format(self) -> str:
+        """txt, jsonl, csv or parquet."""
+        return FORMATS[PurePosixPath(self.uri).suffix.lower()]
+
+    @property
+    def is_on_s3(self) -> bool:
+        return self.uri.startswith("s3://")
 
 
 class Inputs:
@@ -73,7 +80,7 @@ class Inputs:
                 raise InputError(
                     f"{uri}: files ending in '{suffix}' cannot be read; accepted are .txt, .jsonl, .csv and .parquet."
                 )
-            yield InputFile(uri, FORMATS[suffix], size, version)
+            yield InputFile(uri, size, version)
 
     def _expand_s3(self, pattern: str) -> Iterator[tuple[str, int, str]]:
         bucket, key = split_s3(pattern)
