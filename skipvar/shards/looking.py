@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from skipvar.config import InputConfig, RunConfig
 from skipvar.errors import InputError, first_line
@@ -15,8 +16,9 @@ from skipvar.shards.columns import UNFIT_ERRORS, infer_csv, infer_json, shown_na
 from skipvar.shards.inputs import InputFile, Inputs
 from skipvar.shards.rows import SETTINGS
 from skipvar.shards.schema import storable_columns
-from skipvar.shards.sources import Footer, read_footer
+from skipvar.shards.sources import read_footer
 from skipvar.shards.textrows import TextRows
+from skipvar.types import FileSlice
 
 _FOOTER_THREADS = 16
 SAMPLE_ROWS = 10_000
@@ -33,8 +35,8 @@ class LookedAt:
     """All names, those that are settings too."""
     own: pa.Schema
     """The user's own columns; of Parquet as the file has them."""
-    footer: Footer | None = field(default=None, repr=False)
-    """Of Parquet."""
+    rows: FileSlice | None = None
+    """Of Parquet: all."""
 
 
 def look_at_all(inputs: Inputs, config: RunConfig) -> tuple[list[LookedAt], pa.Schema]:
@@ -49,8 +51,9 @@ def look_at_all(inputs: Inputs, config: RunConfig) -> tuple[list[LookedAt], pa.S
     counting: list[LookedAt] = []
     for file, footer in zip(files, _read_footers(inputs, files), strict=True):
         if footer is not None:
-            own = _parquet_columns(file, footer.schema, config.input)
-            one, num_rows = LookedAt(file, footer.schema.names, own, footer), footer.num_rows
+            rows, metadata = footer
+            schema = metadata.schema.to_arrow_schema()
+            one, num_rows = LookedAt(file, schema.names, _own_columns(file, schema, config.input), rows), rows.num_rows
         else:
             one, num_rows = _look_at_text(inputs, file, config.input, min(SAMPLE_ROWS, max(0, left)))
         _check_names(one, config.input.prompt_column)
@@ -113,10 +116,10 @@ def _names(file: InputFile, rows: TextRows, sample: Sequence[dict[str, Any]], pr
     return rows.header or list(dict.fromkeys(name for row in sample for name in row))
 
 
-def _read_footers(inputs: Inputs, files: Sequence[InputFile]) -> list[Footer | None]:
+def _read_footers(inputs: Inputs, files: Sequence[InputFile]) -> list[tuple[FileSlice, pq.FileMetaData] | None]:
     """Parquet files' footers, several at a time: on S3 each takes two round trips."""
 
-    def read(file: InputFile) -> Footer | None:
+    def read(file: InputFile) -> tuple[FileSlice, pq.FileMetaData] | None:
         if file.format != "parquet":
             return None
         with inputs.open(file.uri) as stream:
@@ -126,7 +129,7 @@ def _read_footers(inputs: Inputs, files: Sequence[InputFile]) -> list[Footer | N
         return list(pool.map(read, files))
 
 
-def _parquet_columns(file: InputFile, columns: pa.Schema, config: InputConfig) -> pa.Schema:
+def _own_columns(file: InputFile, columns: pa.Schema, config: InputConfig) -> pa.Schema:
     """The user's own columns, which the dataset can take; the prompt's is one of text."""
     own = [column for column in columns if column.name not in _special(config)]
     for at in columns.get_all_field_indices(config.prompt_column):

@@ -98,7 +98,7 @@ class PartWriter:
         try:
             self._writer.close()
             with Path(self._path()).open("rb") as stream:
-                part = read_footer(stream, self._path()).first_rows(self._part_rows, is_part=True)
+                part, _ = read_footer(stream, self._path(), is_part=True)
         except OSError as error:
             raise self._explained(error) from error
         self._parts.append(part)
@@ -136,10 +136,9 @@ def find_parts(storage: Storage) -> list[FileSlice]:
 def _published(storage: Storage, name: str) -> FileSlice:
     try:
         with storage.open(name) as stream:
-            footer = read_footer(stream, join(storage.uri, name))
+            return read_footer(stream, join(storage.uri, name), is_part=True)[0]
     except InputError as error:
         raise StorageError(f"{str(error).rstrip('.')}; delete it and run the same command again.") from error
-    return footer.first_rows(footer.num_rows, is_part=True)
 
 
 def _same_rows(present: bytes, data: bytes) -> bool:

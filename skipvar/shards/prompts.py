@@ -17,7 +17,7 @@ from skipvar.shards.looking import LookedAt, look_at_all, special_columns
 from skipvar.shards.parts import LocalParts, find_parts, publish_parts
 from skipvar.shards.record import InputIdentity
 from skipvar.shards.rows import InputSpec, requests_of
-from skipvar.shards.sources import Footer, read_rows
+from skipvar.shards.sources import read_rows
 from skipvar.shards.storage import Storage
 from skipvar.shards.textinput import TextNormaliser
 from skipvar.types import Failure, FileSlice, Request, Unit
@@ -134,13 +134,12 @@ def read_unit(unit: Unit, spec: InputSpec, inputs: Inputs | None = None) -> Iter
 
 
 class _Counted(NamedTuple):
-    """A file of the input whose rows are counted."""
+    """A file of the input whose rows are counted, up to `input.limit`."""
 
     file: InputFile
-    footer: Footer | None
-    """Of Parquet."""
     num_rows: int
-    """Up to `input.limit`."""
+    rows: FileSlice | None
+    """Of Parquet: these."""
     sha256: str | None
     """Of text: as far as it was read."""
 
@@ -164,7 +163,7 @@ def _count_rows(
     published: PublishedInput | None,
 ) -> tuple[list[_Counted], Sequence[FileSlice], LocalParts | None]:
     """Every file with its rows, those beyond `limit` not counted, and the parts with the text's."""
-    texts = [found for found in files if found.footer is None]
+    texts = [found for found in files if found.rows is None]
     known: Iterator[Mapping[str, Any]] = iter(())
     normaliser: TextNormaliser | None = None
     if published is not None and limit is None and _is_unchanged(inputs, texts, published):
@@ -174,15 +173,16 @@ def _count_rows(
     counted = []
     left = sys.maxsize if limit is None else limit
     for found in files:
-        sha256 = None
-        if found.footer is not None:
-            num_rows = min(left, found.footer.num_rows)
+        rows, sha256 = found.rows, None
+        if rows is not None:
+            num_rows = min(left, rows.num_rows)
+            rows = replace(rows, num_rows=num_rows)
         elif normaliser is not None:
             num_rows, sha256 = normaliser.add(inputs, found.file, left)
         else:
             entry = next(known)
             num_rows, sha256 = entry["rows"], entry["sha256"]
-        counted.append(_Counted(found.file, found.footer, num_rows, sha256))
+        counted.append(_Counted(found.file, num_rows, rows, sha256))
         left -= num_rows
     if normaliser is not None:
         local = normaliser.finish()
@@ -201,13 +201,13 @@ def _is_unchanged(inputs: Inputs, texts: Sequence[LookedAt], published: Publishe
 def _ranges(counted: Iterable[_Counted], parts: Sequence[FileSlice]) -> Iterator[FileSlice]:
     """Where the input's rows lie, in order: text files that follow each other share parts, and so ranges."""
     first_row, ends = 0, _ends(parts)
-    for is_text, files in groupby(counted, key=lambda one: one.footer is None):
+    for is_text, files in groupby(counted, key=lambda one: one.rows is None):
         if is_text:
             num_rows = sum(one.num_rows for one in files)
             yield from _cut(parts, ends, first_row, first_row + num_rows)
             first_row += num_rows
         else:
-            yield from (one.footer.first_rows(one.num_rows) for one in files if one.footer and one.num_rows)
+            yield from (one.rows for one in files if one.rows and one.num_rows)
 
 
 def _ends(ranges: Iterable[FileSlice]) -> Sequence[int]:
@@ -227,15 +227,15 @@ def _cut(ranges: Sequence[FileSlice], ends: Sequence[int], start: int, stop: int
 
 def _named_files(inputs: Inputs, counted: Sequence[_Counted]) -> list[dict[str, Any]]:
     """Each file's rows and content: a hash where the plan read it all, else size, footer and version."""
-    local = (one.file.size for one in counted if one.footer is not None and not one.file.is_on_s3)
+    local = (one.file.size for one in counted if one.rows is not None and not one.file.is_on_s3)
     is_hashed = sum(local) <= _HASHED_BYTES
     result = []
-    for file, footer, num_rows, sha256 in counted:
+    for file, num_rows, rows, sha256 in counted:
         entry: dict[str, Any] = {"name": file.name, "rows": num_rows}
-        if footer is None:
+        if rows is None:
             entry["sha256"] = sha256
         else:
-            entry |= {"size": file.size, "footer": f"{footer.checksum:08x}"}
+            entry |= {"size": file.size, "footer": f"{rows.footer_checksum:08x}"}
             if file.is_on_s3:
                 entry["etag"] = file.version
             elif is_hashed:

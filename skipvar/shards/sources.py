@@ -4,7 +4,6 @@ import io
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, BinaryIO
 
@@ -30,29 +29,8 @@ RowValues = tuple[Sequence[Any], SkipvarError | None]
 """A row's values in the order of the file's columns, and why it is bad. Of a bad row there may be none."""
 
 
-@dataclass(frozen=True)
-class Footer:
-    """What the end of a Parquet file tells."""
-
-    uri: str
-    size: int
-    metadata: pq.FileMetaData
-    schema: pa.Schema
-    checksum: int
-
-    @property
-    def num_rows(self) -> int:
-        return int(self.metadata.num_rows)
-
-    def first_rows(self, num_rows: int, *, is_part: bool = False) -> FileSlice:
-        """So many rows of the file, from its first."""
-        return FileSlice(
-            uri=self.uri, first_row=0, num_rows=num_rows, size=self.size, footer_checksum=self.checksum, is_part=is_part
-        )
-
-
-def read_footer(stream: BinaryIO, uri: str) -> Footer:
-    """Number of rows and columns from the last bytes of a Parquet file. `InputError` where it is none."""
+def read_footer(stream: BinaryIO, uri: str, *, is_part: bool = False) -> tuple[FileSlice, pq.FileMetaData]:
+    """All rows of a Parquet file, and what its last bytes tell of them. `InputError` where it is none."""
     try:
         size = stream.seek(0, io.SEEK_END)
         tail = _tail(stream, min(size, _FOOTER_GUESS_BYTES))
@@ -61,13 +39,16 @@ def read_footer(stream: BinaryIO, uri: str) -> Footer:
             raise InputError(f"{uri} is not a readable Parquet file: its end is not a Parquet footer.")
         tail = _tail(stream, needed) if needed > len(tail) else tail[-needed:]
         metadata = pq.read_metadata(io.BytesIO(b"PAR1" + tail))
-        footer = Footer(uri, size, metadata, metadata.schema.to_arrow_schema(), zlib.crc32(tail))
+        metadata.schema.to_arrow_schema()
         groups = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     except _DAMAGE_ERRORS as error:
         raise InputError(f"{uri} is not a readable Parquet file: {first_line(error)}.") from error
-    if groups != metadata.num_rows or metadata.num_rows < 0:
+    if groups != metadata.num_rows or groups < 0:
         raise InputError(f"{uri} is not a readable Parquet file: its row groups do not have the rows that it counts.")
-    return footer
+    whole = FileSlice(
+        uri=uri, first_row=0, num_rows=groups, size=size, footer_checksum=zlib.crc32(tail), is_part=is_part
+    )
+    return whole, metadata
 
 
 def read_rows(inputs: Inputs, part: FileSlice, columns: pa.Schema) -> Iterator[InputRow]:
@@ -92,14 +73,14 @@ def read_rows(inputs: Inputs, part: FileSlice, columns: pa.Schema) -> Iterator[I
 
 
 def _open_unchanged(stream: BinaryIO, part: FileSlice) -> pq.ParquetFile:
-    footer = read_footer(stream, part.uri) if stream.seek(0, io.SEEK_END) == part.size else None
-    if footer is None or footer.checksum != part.footer_checksum:
-        raise InputError(
-            f"{part.uri} is not what it was when the run was planned; restore it, or start a new run with another "
-            "output."
-        )
-    stream.seek(0)
-    return pq.ParquetFile(stream, metadata=footer.metadata, page_checksum_verification=True)
+    if stream.seek(0, io.SEEK_END) == part.size:
+        found, metadata = read_footer(stream, part.uri)
+        if found.footer_checksum == part.footer_checksum:
+            stream.seek(0)
+            return pq.ParquetFile(stream, metadata=metadata, page_checksum_verification=True)
+    raise InputError(
+        f"{part.uri} is not what it was when the run was planned; restore it, or start a new run with another output."
+    )
 
 
 def _slice_values(reader: pq.ParquetFile, part: FileSlice, columns: pa.Schema) -> Iterator[RowValues]:
