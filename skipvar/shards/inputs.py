@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from skipvar.config import StorageConfig
 from skipvar.errors import InputError, NotFoundError
@@ -49,11 +49,9 @@ class Inputs:
         self._config = config
         self._buckets: dict[str, Storage] = {}
 
-    def find(self, path: Any) -> list[InputFile]:
+    def find(self, path: str | Sequence[str]) -> list[InputFile]:
         """The files that `input.path` names, in its order, those of a glob sorted. `InputError` where there is none."""
         patterns = [path] if isinstance(path, str) else path
-        if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) and p for p in patterns):
-            raise InputError(f"input.path must be a file, a glob or a list of these, not {path!r}.")
         return [file for pattern in patterns for file in self._expand(pattern)]
 
     def open(self, uri: str) -> BinaryIO:
@@ -67,22 +65,25 @@ class Inputs:
         except OSError as error:
             raise InputError(f"{uri} cannot be read: {error.strerror}.") from error
 
-    def _expand(self, pattern: str) -> Iterator[InputFile]:
+    def _expand(self, pattern: str) -> list[InputFile]:
         found = list(self._expand_s3(pattern) if pattern.startswith("s3://") else _expand_local(pattern))
         if not found:
             kind = "matches no file" if _GLOB.search(pattern) else "does not exist"
             raise InputError(
                 f"input.path: {pattern} {kind}; give a txt, jsonl, csv or parquet file, a glob, or a list of these."
             )
-        for uri, size, version in found:
-            suffix = PurePosixPath(uri).suffix.lower()
+        for file in found:
+            suffix = PurePosixPath(file.uri).suffix.lower()
             if suffix not in FORMATS:
                 raise InputError(
-                    f"{uri}: files ending in '{suffix}' cannot be read; accepted are .txt, .jsonl, .csv and .parquet."
+                    f"{file.uri}: files ending in '{suffix}' cannot be read; accepted are .txt, .jsonl, .csv and "
+                    ".parquet."
                 )
-            yield InputFile(uri, size, version)
+            if file.name.encode("utf-8", "replace").decode() != file.name:  # rows and `_run.json` tell it
+                raise InputError(f"{file.uri!r}: the file's name is no valid text (UTF-8); rename the file.")
+        return found
 
-    def _expand_s3(self, pattern: str) -> Iterator[tuple[str, int, str]]:
+    def _expand_s3(self, pattern: str) -> Iterator[InputFile]:
         bucket, key = split_s3(pattern)
         if not key:
             raise InputError(
@@ -92,7 +93,7 @@ class Inputs:
         try:
             for entry in self._bucket(bucket).list(key[: wild.start()] if wild else key):
                 if not entry.name.endswith("/") and (entry.name == key or (wild and _matches(entry.name, key))):
-                    yield f"s3://{bucket}/{entry.name}", entry.size, entry.version
+                    yield InputFile(f"s3://{bucket}/{entry.name}", entry.size, entry.version)
         except NotFoundError as error:
             raise InputError(str(error)) from error
 
@@ -102,9 +103,7 @@ class Inputs:
         return self._buckets[name]
 
 
-def _expand_local(pattern: str) -> Iterator[tuple[str, int, str]]:
-    if "://" in pattern:
-        raise InputError(f"input.path: {pattern} is neither a local path nor s3://bucket/key.")
+def _expand_local(pattern: str) -> Iterator[InputFile]:
     try:
         pattern = str(Path(pattern).expanduser())
         is_folder = Path(pattern).is_dir()
@@ -125,7 +124,7 @@ def _expand_local(pattern: str) -> Iterator[tuple[str, int, str]]:
         except OSError as error:
             raise InputError(f"{name} cannot be read: {error.strerror}.") from error
         _check_kind(status.st_mode, name)
-        yield str(path.absolute()), status.st_size, str(status.st_mtime_ns)
+        yield InputFile(str(path.absolute()), status.st_size, str(status.st_mtime_ns))
 
 
 def _check_kind(mode: int, name: str) -> None:

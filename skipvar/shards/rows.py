@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,13 +94,13 @@ def per_scale(value: Any, name: str, num_scales: int) -> tuple[float, ...]:
             value = json.loads(text if text.startswith("[") or "," not in text else f"[{text}]")
         except ValueError:
             raise RowError(f"{name} is {text[:40]!r}; accepted are a number or a list of numbers") from None
-    values = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+    values = value if isinstance(value, list) else [value]
     numbers = tuple(_number(item, name) for item in values)
     if any(number < 0 or (name == "tau" and np.float32(number) == 0) for number in numbers):
         raise RowError(
             f"{name} is {_shown(value)}; {'it must be above 0' if name == 'tau' else 'it must be at least 0'}"
         )
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, list):
         if len(numbers) != num_scales:
             expected = f"{num_scales} entries, one for each scale"
             raise RowError(f"{name} is a list of {len(numbers)}; it must be a number or a list of {expected}")
@@ -214,13 +215,11 @@ def _id_text(value: Any) -> str | None:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        try:
-            number = float(value) if isinstance(value, str) or type(value).__name__ == "Decimal" else math.nan
-        except (ValueError, OverflowError):
-            number = math.nan
-    else:
-        number = float(value) if -1e300 < value < 1e300 else math.inf
+    is_one = isinstance(value, int | float | str | Decimal) and not isinstance(value, bool)
+    try:
+        number = float(value) if is_one else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
     with np.errstate(over="ignore"):
         if not np.isfinite(np.float32(number)):
             raise RowError(f"{name} is {_shown(value)}; it must be a finite number")
