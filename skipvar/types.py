@@ -170,7 +170,7 @@ class FileSlice:
     footer_checksum: int
     """CRC-32 of the file's footer then."""
     is_part: bool = False
-    """It is text input in its normal form (`skipvar.shards.parts`), not a file of the user's."""
+    """It is text input in its normal form (`skipvar.shards.textinput`), not a file of the user's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,12 +14,11 @@ from skipvar.config import RunConfig
 from skipvar.errors import InputError
 from skipvar.shards.inputs import InputFile, Inputs
 from skipvar.shards.looking import LookedAt, look_at_all, special_columns
-from skipvar.shards.parts import LocalParts, find_parts, publish_parts
 from skipvar.shards.record import InputIdentity
 from skipvar.shards.rows import InputSpec, requests_of
 from skipvar.shards.sources import read_rows
 from skipvar.shards.storage import Storage
-from skipvar.shards.textinput import TextNormaliser
+from skipvar.shards.textinput import LocalParts, TextNormaliser, find_parts, publish_parts
 from skipvar.types import Failure, FileSlice, Request, Unit
 
 CHANNELS = 3

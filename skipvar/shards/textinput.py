@@ -1,16 +1,19 @@
-"""Text inputs (txt, jsonl, csv): one pass that brings their rows into the normal form (`skipvar.shards.parts`)."""
+"""Text inputs (txt, jsonl, csv) in their normal form: typed Parquet parts, made in one pass and published once."""
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from skipvar.errors import RowError
+from skipvar.errors import InputError, RowError, StorageError
 from skipvar.shards.columns import fit_csv, fit_json
 from skipvar.shards.inputs import InputFile, Inputs
-from skipvar.shards.parts import LocalParts, PartWriter
 from skipvar.shards.rows import (
     MAX_ROW_BYTES,
     SETTINGS,
@@ -21,7 +24,28 @@ from skipvar.shards.rows import (
     row_settings,
     shown_prompt,
 )
+from skipvar.shards.sources import HIDDEN, read_footer
+from skipvar.shards.storage import Storage, explain_os_error, join
 from skipvar.shards.textrows import RawRow, TextRows
+from skipvar.shards.unitfile import read_table
+from skipvar.types import FileSlice
+
+INPUT = "_input/"
+ROW_GROUP_ROWS, ROW_GROUP_BYTES = 4096, 1 << 20
+"""Small, so that reading a unit's few rows is cheap."""
+PART_ROWS, PART_BYTES = 1 << 20, 64 << 20
+"""A part is published by one upload from memory. Borders are drawn by rows and raw bytes: the same input gives the same
+parts, whatever the compression makes of them."""
+_ROW_OVERHEAD_BYTES = 32
+
+
+@dataclass(frozen=True)
+class LocalParts:
+    """Parts that are not published yet. Their folder goes when nobody refers to it any more."""
+
+    folder: "tempfile.TemporaryDirectory[str]"
+    parts: Sequence[FileSlice]
+    """Whole files."""
 
 
 class TextNormaliser:
@@ -35,7 +59,7 @@ class TextNormaliser:
         self._names = schema.names
         self._own = list(spec.columns)
         self._only_prompts = len(columns) == 1
-        self._parts = PartWriter(schema)
+        self._parts = _PartWriter(schema)
 
     def add(self, inputs: Inputs, file: InputFile, limit: int) -> tuple[int, str]:
         """Take the rows of a file, the first `limit` of them at most. Their number, and the SHA-256 of the whole file,
@@ -73,7 +97,7 @@ class TextNormaliser:
     def _settings(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row's columns that are not the user's own. RowError where one is bad."""
         names = self._spec.input
-        if self._only_prompts and len(row) == 1:  # txt: a third of the time that the checks take
+        if self._only_prompts and len(row) == 1:  # the checks of a txt would take as long as the rest
             prompt = row[names.prompt_column]
             if not prompt.isspace() and len(prompt) < MAX_ROW_BYTES // 4:
                 return row
@@ -87,6 +111,124 @@ class TextNormaliser:
             names.id_column: label_of(row, names.id_column),
             names.prompt_column: settings.prompt,
         }
+
+
+class _PartWriter:
+    """Writes rows into parts in a local folder; holds one row group in memory."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        """`schema`: the rows' columns, the hidden ones not among them."""
+        self._schema = pa.schema([*(pa.field(*pair) for pair in HIDDEN), *schema])
+        self._rows: list[Sequence[Any]] = []
+        self._group_bytes = self._part_bytes = self._part_rows = 0
+        self._writer: pq.ParquetWriter | None = None
+        self._parts: list[FileSlice] = []
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="skipvar-input-")
+        except OSError as error:
+            raise explain_os_error(error, f"write to {tempfile.gettempdir()} (TMPDIR names another folder)") from error
+
+    def add(self, row: Sequence[Any], num_bytes: int) -> None:
+        """Take a row: its error, file and number there, then its values in the order of the schema."""
+        self._rows.append(row)
+        self._group_bytes += num_bytes + _ROW_OVERHEAD_BYTES
+        if self._group_bytes >= ROW_GROUP_BYTES or len(self._rows) >= ROW_GROUP_ROWS:
+            self._flush()
+            if self._part_bytes >= PART_BYTES or self._part_rows >= PART_ROWS:
+                self._end_part()
+
+    def finish(self) -> LocalParts:
+        """Write what is still in memory and end the last part; all of them, in the order of their rows."""
+        self._flush()
+        self._end_part()
+        return LocalParts(self._folder, tuple(self._parts))
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        columns = zip(*self._rows, strict=True)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        try:
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(
+                    self._path(),
+                    self._schema,
+                    compression="zstd",
+                    use_dictionary=["source_file"],
+                    write_statistics=False,
+                    write_page_checksum=True,
+                )
+            self._writer.write_batch(batch, row_group_size=batch.num_rows)
+        except OSError as error:
+            raise self._explained(error) from error
+        self._part_rows += batch.num_rows
+        self._part_bytes += self._group_bytes
+        self._group_bytes = 0
+        self._rows = []
+
+    def _end_part(self) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.close()
+            with Path(self._path()).open("rb") as stream:
+                part, _ = read_footer(stream, self._path(), is_part=True)
+        except OSError as error:
+            raise self._explained(error) from error
+        self._parts.append(part)
+        self._writer = None
+        self._part_rows = self._part_bytes = 0
+
+    def _path(self) -> str:
+        return str(Path(self._folder.name) / f"part-{len(self._parts):05d}.parquet")
+
+    def _explained(self, error: OSError) -> StorageError:
+        return explain_os_error(error, f"write {self._path()} (TMPDIR names another folder)")
+
+
+def publish_parts(local: LocalParts, storage: Storage) -> list[FileSlice]:
+    """Put the parts beside the dataset. Those that an earlier attempt published stay: their rows are the same."""
+    published = []
+    for number, part in enumerate(local.parts):
+        name, data = _part_name(number), Path(part.uri).read_bytes()
+        if not storage.put_if_absent(name, data) and not _same_rows(storage.read(name), data):
+            raise StorageError(f"{join(storage.uri, name)} is not of this run's input; give another output.path.")
+        published.append(_published(storage, name))
+    local.folder.cleanup()
+    return published
+
+
+def find_parts(storage: Storage) -> list[FileSlice]:
+    """The parts that are published under this output, up to the first that is missing."""
+    names = {entry.name for entry in storage.list(INPUT)}
+    found: list[FileSlice] = []
+    while (name := _part_name(len(found))) in names:
+        found.append(_published(storage, name))
+    return found
+
+
+def _published(storage: Storage, name: str) -> FileSlice:
+    try:
+        with storage.open(name) as stream:
+            return read_footer(stream, join(storage.uri, name), is_part=True)[0]
+    except InputError as error:
+        raise StorageError(f"{str(error).rstrip('.')}; delete it and run the same command again.") from error
+
+
+def _same_rows(present: bytes, data: bytes) -> bool:
+    """Whether two parts hold the same rows: another version of pyarrow may write them in other bytes."""
+    if present == data:
+        return True
+    try:
+        return bool(read_table(present).equals(read_table(data)))
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def _part_name(number: int) -> str:
+    """Where the part of this number lies in the output: `_input/part-NNNNN.parquet`."""
+    return f"{INPUT}part-{number:05d}.parquet"
 
 
 def _setting_text(value: Any) -> str | None:

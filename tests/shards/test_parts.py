@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-import skipvar.shards.parts as parts
+import skipvar.shards.textinput as textinput
 from shards.making import NUM_SCALES, Job, make_config, read_all, write
 from skipvar.config import RunConfig
 from skipvar.errors import InputError, StorageError
@@ -21,8 +21,8 @@ from skipvar.types import Failure, Request
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of six rows in row groups of two."""
-    monkeypatch.setattr(parts, "ROW_GROUP_ROWS", 2)
-    monkeypatch.setattr(parts, "PART_ROWS", 6)
+    monkeypatch.setattr(textinput, "ROW_GROUP_ROWS", 2)
+    monkeypatch.setattr(textinput, "PART_ROWS", 6)
 
 
 def mixed_input(folder: Path, num_rows: int = 10) -> RunConfig:
