@@ -89,10 +89,11 @@ class Inputs:
             raise InputError(
                 f"input.path: {pattern} is a bucket; give a file or a glob, such as {pattern.rstrip('/')}/*.parquet."
             )
-        wild = _GLOB.search(key)
+        start, parts = _GLOB.split(key)[0], key.split("/")
         try:
-            for entry in self._bucket(bucket).list(key[: wild.start()] if wild else key):
-                if not entry.name.endswith("/") and (entry.name == key or (wild and _matches(entry.name, key))):
+            for entry in self._bucket(bucket).list(start):
+                is_meant = entry.name == key or (start != key and _matches(entry.name.split("/"), parts))
+                if is_meant and not entry.name.endswith("/"):
                     yield InputFile(f"s3://{bucket}/{entry.name}", entry.size, entry.version)
         except NotFoundError as error:
             raise InputError(str(error)) from error
@@ -132,14 +133,11 @@ def _check_kind(mode: int, name: str) -> None:
         raise InputError(f"{name} is no regular file (a pipe, a device or a folder); copy its content to a file.")
 
 
-def _matches(name: str, pattern: str) -> bool:
-    """Whether an S3 key matches a glob as a path would: `*` stays within a folder, `**` goes through any number."""
-    return _segments_match(name.split("/"), pattern.split("/"))
-
-
-def _segments_match(names: list[str], patterns: list[str]) -> bool:
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether an S3 key's parts match a glob's as a path's would: `*` stays within a folder, `**` goes through any
+    number."""
     if not patterns:
         return not names
     if patterns[0] == "**":
-        return any(_segments_match(names[skipped:], patterns[1:]) for skipped in range(len(names) + 1))
-    return bool(names) and fnmatch.fnmatchcase(names[0], patterns[0]) and _segments_match(names[1:], patterns[1:])
+        return any(_matches(names[skipped:], patterns[1:]) for skipped in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])

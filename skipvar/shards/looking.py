@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from skipvar.config import InputConfig, RunConfig
 from skipvar.errors import InputError, first_line
@@ -16,7 +15,7 @@ from skipvar.shards.columns import UNFIT_ERRORS, infer_csv, infer_json, shown_na
 from skipvar.shards.inputs import InputFile, Inputs
 from skipvar.shards.rows import SETTINGS
 from skipvar.shards.schema import storable_columns
-from skipvar.shards.sources import read_footer
+from skipvar.shards.sources import open_parquet
 from skipvar.shards.textrows import TextRows
 from skipvar.types import FileSlice
 
@@ -35,6 +34,8 @@ class LookedAt:
     """All names, those that are settings too."""
     own: pa.Schema
     """The user's own columns; of Parquet as the file has them."""
+    num_rows: int
+    """Of Parquet all, of text those that were looked at."""
     rows: FileSlice | None = None
     """Of Parquet: all."""
 
@@ -46,21 +47,19 @@ def look_at_all(inputs: Inputs, config: RunConfig) -> tuple[list[LookedAt], pa.S
     columns of files that begin beyond `input.limit` or are empty do not count.
     """
     files = inputs.find(config.input.path)
+    parquet = [file for file in files if file.format == "parquet"]
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:  # on S3 each takes two round trips
+        looks = pool.map(lambda file: _look_at_parquet(inputs, file, config.input), parquet)
     left = sys.maxsize if config.input.limit is None else config.input.limit
     found: list[LookedAt] = []
     counting: list[LookedAt] = []
-    for file, footer in zip(files, _read_footers(inputs, files), strict=True):
-        if footer is not None:
-            rows, metadata = footer
-            schema = metadata.schema.to_arrow_schema()
-            one, num_rows = LookedAt(file, schema.names, _own_columns(file, schema, config.input), rows), rows.num_rows
-        else:
-            one, num_rows = _look_at_text(inputs, file, config.input, min(SAMPLE_ROWS, max(0, left)))
+    for file in files:
+        one = next(looks) if file.format == "parquet" else _look_at_text(inputs, file, config.input, max(0, left))
         _check_names(one, config.input.prompt_column)
         found.append(one)
-        if num_rows and left > 0:
+        if one.num_rows and left > 0:
             counting.append(one)
-        left -= num_rows
+        left -= one.num_rows
     _check_id_column(config.input.id_column, found)
     return found, storable_columns(_unified(counting), files[0].uri)
 
@@ -90,57 +89,42 @@ def _unified(files: Iterable[LookedAt]) -> pa.Schema:
     return result
 
 
-def _look_at_text(inputs: Inputs, file: InputFile, config: InputConfig, max_rows: int) -> tuple[LookedAt, int]:
-    """Columns and types of a text file from its first rows, and how many these are."""
+def _look_at_parquet(inputs: Inputs, file: InputFile, config: InputConfig) -> LookedAt:
+    with inputs.open(file.uri) as stream:
+        rows, reader = open_parquet(stream, file.uri)
+    try:
+        schema = reader.metadata.schema.to_arrow_schema()
+        own = [column for column in schema if column.name not in _special(config)]
+        storable_columns(own, file.uri)
+    except UNFIT_ERRORS as error:
+        raise InputError(f"{file.uri}: its columns cannot be used ({first_line(error)}).") from error
+    for at in schema.get_all_field_indices(config.prompt_column):
+        kind = storable_columns([schema.field(at)], file.uri).types[0]
+        if not pa.types.is_string(kind):
+            raise InputError(f"{file.uri}: column {shown_name(config.prompt_column)} is {kind}; prompts must be text.")
+    return LookedAt(file, schema.names, pa.schema(own), rows.num_rows, rows)
+
+
+def _look_at_text(inputs: Inputs, file: InputFile, config: InputConfig, limit: int) -> LookedAt:
+    """From the first rows."""
+    sample = []
     with inputs.open(file.uri) as stream:
         rows = TextRows(stream, file, config.prompt_column)
-        sample = []
-        for row in islice(rows, max_rows):
+        for row in islice(rows, min(SAMPLE_ROWS, limit)):
             sample.append(row)
             if rows.num_bytes >= SAMPLE_BYTES:
                 break
     good: list[dict[str, Any]] = [row for row in sample if isinstance(row, dict)]  # others become error rows
-    names = _names(file, rows, good, config.prompt_column)
+    names: Sequence[str] = [config.prompt_column]
+    if file.format != "txt":
+        names = rows.header or list(dict.fromkeys(name for row in good for name in row))
     if len(names) > MAX_COLUMNS:
         raise InputError(
             f"{file.uri} has {len(names)} columns; at most {MAX_COLUMNS} are accepted; put what differs from row to "
             "row into one column."
         )
-    own = [name for name in names if name not in _special(config)]
-    return LookedAt(file, names, (infer_csv if file.format == "csv" else infer_json)(good, own)), len(sample)
-
-
-def _names(file: InputFile, rows: TextRows, sample: Sequence[dict[str, Any]], prompt_column: str) -> Sequence[str]:
-    if file.format == "txt":
-        return [prompt_column]
-    return rows.header or list(dict.fromkeys(name for row in sample for name in row))
-
-
-def _read_footers(inputs: Inputs, files: Sequence[InputFile]) -> list[tuple[FileSlice, pq.FileMetaData] | None]:
-    """Parquet files' footers, several at a time: on S3 each takes two round trips."""
-
-    def read(file: InputFile) -> tuple[FileSlice, pq.FileMetaData] | None:
-        if file.format != "parquet":
-            return None
-        with inputs.open(file.uri) as stream:
-            return read_footer(stream, file.uri)
-
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        return list(pool.map(read, files))
-
-
-def _own_columns(file: InputFile, columns: pa.Schema, config: InputConfig) -> pa.Schema:
-    """The user's own columns, which the dataset can take; the prompt's is one of text."""
-    own = [column for column in columns if column.name not in _special(config)]
-    for at in columns.get_all_field_indices(config.prompt_column):
-        kind = storable_columns([columns.field(at)], file.uri).types[0]
-        if not pa.types.is_string(kind):
-            raise InputError(f"{file.uri}: column {shown_name(config.prompt_column)} is {kind}; prompts must be text.")
-    try:
-        storable_columns(own, file.uri)
-    except UNFIT_ERRORS as error:
-        raise InputError(f"{file.uri}: its columns cannot be used ({first_line(error)}).") from error
-    return pa.schema(own)
+    infer = infer_csv if file.format == "csv" else infer_json
+    return LookedAt(file, names, infer(good, [name for name in names if name not in _special(config)]), len(sample))
 
 
 def _check_names(found: LookedAt, wanted: str) -> None:

@@ -29,8 +29,8 @@ RowValues = tuple[Sequence[Any], SkipvarError | None]
 """A row's values in the order of the file's columns, and why it is bad. Of a bad row there may be none."""
 
 
-def read_footer(stream: BinaryIO, uri: str, *, is_part: bool = False) -> tuple[FileSlice, pq.FileMetaData]:
-    """All rows of a Parquet file, and what its last bytes tell of them. `InputError` where it is none."""
+def open_parquet(stream: BinaryIO, uri: str, *, is_part: bool = False) -> tuple[FileSlice, pq.ParquetFile]:
+    """All rows of a Parquet file, and their reader, from its last bytes. `InputError` where it is none."""
     try:
         size = stream.seek(0, io.SEEK_END)
         tail = _tail(stream, min(size, _FOOTER_GUESS_BYTES))
@@ -39,16 +39,16 @@ def read_footer(stream: BinaryIO, uri: str, *, is_part: bool = False) -> tuple[F
             raise InputError(f"{uri} is not a readable Parquet file: its end is not a Parquet footer.")
         tail = _tail(stream, needed) if needed > len(tail) else tail[-needed:]
         metadata = pq.read_metadata(io.BytesIO(b"PAR1" + tail))
-        metadata.schema.to_arrow_schema()
+        stream.seek(0)
+        reader = pq.ParquetFile(stream, metadata=metadata, page_checksum_verification=True)
         groups = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     except _DAMAGE_ERRORS as error:
         raise InputError(f"{uri} is not a readable Parquet file: {first_line(error)}.") from error
     if groups != metadata.num_rows or groups < 0:
         raise InputError(f"{uri} is not a readable Parquet file: its row groups do not have the rows that it counts.")
-    whole = FileSlice(
-        uri=uri, first_row=0, num_rows=groups, size=size, footer_checksum=zlib.crc32(tail), is_part=is_part
-    )
-    return whole, metadata
+    checksum = zlib.crc32(tail)
+    whole = FileSlice(uri=uri, first_row=0, num_rows=groups, size=size, footer_checksum=checksum, is_part=is_part)
+    return whole, reader
 
 
 def read_rows(inputs: Inputs, part: FileSlice, columns: pa.Schema) -> Iterator[InputRow]:
@@ -74,10 +74,9 @@ def read_rows(inputs: Inputs, part: FileSlice, columns: pa.Schema) -> Iterator[I
 
 def _open_unchanged(stream: BinaryIO, part: FileSlice) -> pq.ParquetFile:
     if stream.seek(0, io.SEEK_END) == part.size:
-        found, metadata = read_footer(stream, part.uri)
+        found, reader = open_parquet(stream, part.uri)
         if found.footer_checksum == part.footer_checksum:
-            stream.seek(0)
-            return pq.ParquetFile(stream, metadata=metadata, page_checksum_verification=True)
+            return reader
     raise InputError(
         f"{part.uri} is not what it was when the run was planned; restore it, or start a new run with another output."
     )

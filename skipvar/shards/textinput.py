@@ -24,7 +24,7 @@ from skipvar.shards.rows import (
     row_settings,
     shown_prompt,
 )
-from skipvar.shards.sources import HIDDEN, read_footer
+from skipvar.shards.sources import HIDDEN, open_parquet
 from skipvar.shards.storage import Storage, explain_os_error, join
 from skipvar.shards.textrows import RawRow, TextRows
 from skipvar.shards.unitfile import read_table
@@ -173,7 +173,7 @@ class _PartWriter:
         try:
             self._writer.close()
             with Path(self._path()).open("rb") as stream:
-                part, _ = read_footer(stream, self._path(), is_part=True)
+                part, _ = open_parquet(stream, self._path(), is_part=True)
         except OSError as error:
             raise self._explained(error) from error
         self._parts.append(part)
@@ -211,7 +211,7 @@ def find_parts(storage: Storage) -> list[FileSlice]:
 def _published(storage: Storage, name: str) -> FileSlice:
     try:
         with storage.open(name) as stream:
-            return read_footer(stream, join(storage.uri, name), is_part=True)[0]
+            return open_parquet(stream, join(storage.uri, name), is_part=True)[0]
     except InputError as error:
         raise StorageError(f"{str(error).rstrip('.')}; delete it and run the same command again.") from error
 
