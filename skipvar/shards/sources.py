@@ -146,8 +146,11 @@ def _values(column: pa.Array, kind: pa.DataType | None) -> list[Any]:
         column = column.storage
     if pa.types.is_temporal(column.type) and getattr(column.type, "unit", None) == "ns":  # Python's times have none
         column = column.cast(storable_columns([pa.field("", column.type)], "").types[0], safe=False)
-    values = column.to_pylist()
-    return values if kind in (None, column.type) else pa.array(values, kind).to_pylist()
+    if kind in (None, column.type):
+        return column.to_pylist()
+    if pa.types.is_decimal(column.type) and pa.types.is_floating(kind):  # Arrow takes no `Decimal` for a float
+        column = column.cast(kind)
+    return pa.array(column.to_pylist(), kind).to_pylist()
 
 
 def _tail(stream: BinaryIO, count: int) -> bytes:

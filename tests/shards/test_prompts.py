@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import uuid
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,20 @@ def test_columns_of_other_types_in_other_files_are_brought_into_one(tmp_path: Pa
     assert isinstance(bad, Failure) and (bad.id, bad.prompt) == ("j", "b") and "cannot be read" in bad.message
     assert fits.columns["k"] == 255
     assert isinstance(too_large, Failure) and "column 'k' is a number here, but uint8" in too_large.message
+
+
+def test_decimals_in_a_column_of_floats(tmp_path: Path) -> None:
+    prices = pa.array([Decimal("2.50"), None], pa.decimal128(10, 2))
+    pq.write_table(pa.table({"prompt": ["a", "b"], "price": prices}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"prompt": ["c"], "price": [0.25]}), tmp_path / "b.parquet")
+    assert [item.columns["price"] for item in requests_of(str(tmp_path / "*.parquet"))] == [2.5, None, 0.25]
+
+
+def test_columns_of_files_beyond_the_limit_do_not_count(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a", "b"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"prompt": ["c"], "n": [1]}), tmp_path / "b.parquet")
+    requests = requests_of(str(tmp_path / "*.parquet"), input__limit=2)
+    assert [(request.prompt, request.columns) for request in requests] == [("a", {}), ("b", {})]
 
 
 BAD_ROWS = {
