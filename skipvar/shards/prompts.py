@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, groupby
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from skipvar.checks import require
@@ -18,7 +19,7 @@ from skipvar.shards.record import InputIdentity
 from skipvar.shards.rows import InputSpec, requests_of
 from skipvar.shards.sources import read_rows
 from skipvar.shards.storage import Storage
-from skipvar.shards.textinput import LocalParts, TextNormaliser, find_parts, publish_parts
+from skipvar.shards.textinput import TextNormaliser, find_parts, publish_parts
 from skipvar.types import Failure, FileSlice, Request, Unit
 
 CHANNELS = 3
@@ -36,8 +37,9 @@ class Plan:
     """How the rows are read: with which columns of the user's, and which settings."""
     ranges: Sequence[FileSlice]
     """The rows of the input, in order."""
-    unpublished: LocalParts | None = None
-    """Text input in its normal form, on this machine only; `publish_input` puts it beside the dataset."""
+    unpublished: "TemporaryDirectory[str] | None" = None
+    """Where text input in its normal form lies while it is on this machine only; `publish_input` puts it beside the
+    dataset."""
 
     @property
     def num_units(self) -> int:
@@ -100,12 +102,12 @@ def publish_input(plan: Plan, storage: Storage) -> Plan:
     """
     if plan.unpublished is None:
         return plan
-    published = publish_parts(plan.unpublished, storage)
-    moved = {old.uri: new for old, new in zip(plan.unpublished.parts, published, strict=True)}
+    moved = publish_parts(plan.unpublished.name, storage)
     ranges = [
         replace(moved[part.uri], first_row=part.first_row, num_rows=part.num_rows) if part.uri in moved else part
         for part in plan.ranges
     ]
+    plan.unpublished.cleanup()
     return replace(plan, ranges=ranges, unpublished=None)
 
 
@@ -160,8 +162,9 @@ def _count_rows(
     files: Sequence[LookedAt],
     spec: InputSpec,
     published: PublishedInput | None,
-) -> tuple[list[_Counted], Sequence[FileSlice], LocalParts | None]:
-    """Every file with its rows, those beyond `limit` not counted, and the parts with the text's."""
+) -> tuple[list[_Counted], Sequence[FileSlice], "TemporaryDirectory[str] | None"]:
+    """Every file with its rows, those beyond `limit` not counted; the parts with the text's, and their folder if they
+    are not published yet."""
     texts = [found for found in files if found.rows is None]
     known: Iterator[Mapping[str, Any]] = iter(())
     normaliser: TextNormaliser | None = None
@@ -184,8 +187,7 @@ def _count_rows(
         counted.append(_Counted(found.file, num_rows, rows, sha256))
         left -= num_rows
     if normaliser is not None:
-        local = normaliser.finish()
-        return counted, local.parts, local
+        return counted, normaliser.finish(), normaliser.folder
     return counted, () if published is None else published.parts, None
 
 

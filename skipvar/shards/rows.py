@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -227,14 +228,10 @@ def _number(value: Any, name: str) -> float:
 
 
 def _seed(value: Any) -> int:
-    whole: int | None = None
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value.strip()) < 25:
-        whole = int(value)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        whole = value
-    elif isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
-        whole = int(value)
-    if whole is None or not 0 <= whole < 2**63:
+    is_text = isinstance(value, str) and re.fullmatch("[0-9]{1,24}", value.strip()) is not None
+    is_float = isinstance(value, float) and value.is_integer() and abs(value) <= 2**53
+    whole = int(value) if is_text or is_float else value
+    if type(whole) is not int or not 0 <= whole < 2**63:
         raise RowError(f"seed is {_shown(value)}; it must be a whole number from 0 to 2^63 - 1")
     return whole
 

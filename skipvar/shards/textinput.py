@@ -3,7 +3,6 @@
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,15 +38,6 @@ parts, whatever the compression makes of them."""
 _ROW_OVERHEAD_BYTES = 32
 
 
-@dataclass(frozen=True)
-class LocalParts:
-    """Parts that are not published yet. Their folder goes when nobody refers to it any more."""
-
-    folder: "tempfile.TemporaryDirectory[str]"
-    parts: Sequence[FileSlice]
-    """Whole files."""
-
-
 class TextNormaliser:
     """Writes the rows of text files into parts, each checked and in the plan's types."""
 
@@ -59,7 +49,12 @@ class TextNormaliser:
         self._names = schema.names
         self._own = list(spec.columns)
         self._only_prompts = len(columns) == 1
-        self._parts = _PartWriter(schema)
+        self._writer = _PartWriter(schema)
+
+    @property
+    def folder(self) -> "tempfile.TemporaryDirectory[str]":
+        """Where the parts lie; it goes when nobody refers to it any more."""
+        return self._writer.folder
 
     def add(self, inputs: Inputs, file: InputFile, limit: int) -> tuple[int, str]:
         """Take the rows of a file, the first `limit` of them at most. Their number, and the SHA-256 of the whole file,
@@ -71,12 +66,12 @@ class TextNormaliser:
             for number, row in enumerate(islice(rows, limit), start=1):
                 values, error = self._normal(row, fit)
                 columns = [values.get(key) for key in self._names]
-                self._parts.add([error, name, number, *columns], sum(map(approximate_bytes, columns)))
+                self._writer.add([error, name, number, *columns], sum(map(approximate_bytes, columns)))
             return number, rows.sha256()
 
-    def finish(self) -> LocalParts:
-        """All parts, to be called after the last file."""
-        return self._parts.finish()
+    def finish(self) -> Sequence[FileSlice]:
+        """All parts, whole files; to be called after the last file."""
+        return self._writer.finish()
 
     def _normal(self, row: RawRow, fit: Callable[[Any, pa.Field], Any]) -> tuple[dict[str, Any], str | None]:
         """The values of the part's columns (None where there is none), and what is wrong with the row."""
@@ -124,7 +119,7 @@ class _PartWriter:
         self._writer: pq.ParquetWriter | None = None
         self._parts: list[FileSlice] = []
         try:
-            self._folder = tempfile.TemporaryDirectory(prefix="skipvar-input-")
+            self.folder = tempfile.TemporaryDirectory(prefix="skipvar-input-")
         except OSError as error:
             raise explain_os_error(error, f"write to {tempfile.gettempdir()} (TMPDIR names another folder)") from error
 
@@ -137,11 +132,11 @@ class _PartWriter:
             if self._part_bytes >= PART_BYTES or self._part_rows >= PART_ROWS:
                 self._end_part()
 
-    def finish(self) -> LocalParts:
+    def finish(self) -> Sequence[FileSlice]:
         """Write what is still in memory and end the last part; all of them, in the order of their rows."""
         self._flush()
         self._end_part()
-        return LocalParts(self._folder, tuple(self._parts))
+        return self._parts
 
     def _flush(self) -> None:
         if not self._rows:
@@ -181,21 +176,22 @@ class _PartWriter:
         self._part_rows = self._part_bytes = 0
 
     def _path(self) -> str:
-        return str(Path(self._folder.name) / f"part-{len(self._parts):05d}.parquet")
+        return str(Path(self.folder.name) / _part_name(len(self._parts)))
 
     def _explained(self, error: OSError) -> StorageError:
         return explain_os_error(error, f"write {self._path()} (TMPDIR names another folder)")
 
 
-def publish_parts(local: LocalParts, storage: Storage) -> list[FileSlice]:
-    """Put the parts beside the dataset. Those that an earlier attempt published stay: their rows are the same."""
-    published = []
-    for number, part in enumerate(local.parts):
-        name, data = _part_name(number), Path(part.uri).read_bytes()
+def publish_parts(folder: str, storage: Storage) -> dict[str, FileSlice]:
+    """Put the parts in a local folder beside the dataset: where each lies now, by its local path. Those that an earlier
+    attempt published stay: their rows are the same.
+    """
+    published = {}
+    for path in sorted(Path(folder).iterdir()):
+        name, data = INPUT + path.name, path.read_bytes()
         if not storage.put_if_absent(name, data) and not _same_rows(storage.read(name), data):
             raise StorageError(f"{join(storage.uri, name)} is not of this run's input; give another output.path.")
-        published.append(_published(storage, name))
-    local.folder.cleanup()
+        published[str(path)] = _published(storage, name)
     return published
 
 
@@ -203,7 +199,7 @@ def find_parts(storage: Storage) -> list[FileSlice]:
     """The parts that are published under this output, up to the first that is missing."""
     names = {entry.name for entry in storage.list(INPUT)}
     found: list[FileSlice] = []
-    while (name := _part_name(len(found))) in names:
+    while (name := INPUT + _part_name(len(found))) in names:
         found.append(_published(storage, name))
     return found
 
@@ -227,8 +223,7 @@ def _same_rows(present: bytes, data: bytes) -> bool:
 
 
 def _part_name(number: int) -> str:
-    """Where the part of this number lies in the output: `_input/part-NNNNN.parquet`."""
-    return f"{INPUT}part-{number:05d}.parquet"
+    return f"part-{number:05d}.parquet"
 
 
 def _setting_text(value: Any) -> str | None:

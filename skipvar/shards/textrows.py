@@ -25,8 +25,6 @@ class TextRows:
         self._uri = file.uri
         self._prompt_column = prompt_column
         self._sha256 = hashlib.sha256()
-        self.num_bytes = 0
-        """Bytes read so far."""
         self.header: Sequence[str] = ()
         """Column names of a csv file."""
         if file.format == "csv":
@@ -35,6 +33,11 @@ class TextRows:
             self._rows = self._read_csv(records)
         else:
             self._rows = self._read_txt() if file.format == "txt" else self._read_jsonl()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes read so far."""
+        return self._stream.tell()
 
     def sha256(self) -> str:
         """Of all bytes read so far, in hex: the whole file, or up to the last row that was asked for."""
@@ -63,34 +66,28 @@ class TextRows:
 
     def _texts(self, *, skip_blank: bool = False) -> Iterator[str]:
         """The lines with their ends, without a byte order mark."""
-        for line in self._lines():
-            if skip_blank and line.isspace():
-                continue
-            try:
-                yield line.decode()
-            except UnicodeDecodeError as error:
-                at = self.num_bytes - len(line) + error.start
-                raise InputError(f"{self._uri} is not UTF-8 at byte {at}; convert it to UTF-8.") from error
-
-    def _lines(self) -> Iterator[bytes]:
         try:
             if self._stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
-                self._take(codecs.BOM_UTF8)
+                self._sha256.update(codecs.BOM_UTF8)
             else:
                 self._stream.seek(0)
             while line := self._stream.readline(MAX_LINE_BYTES):
-                self._take(line)
+                self._sha256.update(line)
                 if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
                     raise InputError(
                         f"{self._uri} has a line of more than {MAX_LINE_BYTES >> 20} MiB; it is no file of prompts."
                     )
-                yield line
+                if not (skip_blank and line.isspace()):
+                    yield self._decoded(line)
         except OSError as error:
             raise InputError(f"{self._uri} cannot be read: {error.strerror or error}.") from error
 
-    def _take(self, data: bytes) -> None:
-        self.num_bytes += len(data)
-        self._sha256.update(data)
+    def _decoded(self, line: bytes) -> str:
+        try:
+            return line.decode()
+        except UnicodeDecodeError as error:
+            at = self.num_bytes - len(line) + error.start
+            raise InputError(f"{self._uri} is not UTF-8 at byte {at}; convert it to UTF-8.") from error
 
 
 def _records(lines: Iterator[str], uri: str) -> Iterator[list[str]]:

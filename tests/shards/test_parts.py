@@ -49,7 +49,7 @@ def test_published_input_gives_the_same_requests(tmp_path: Path) -> None:
     config = mixed_input(tmp_path)
     before = read_all(config)
     plan = plan_input(config, NUM_SCALES)
-    local = Path(plan.unpublished.folder.name)  # type: ignore[union-attr]
+    local = Path(plan.unpublished.name)  # type: ignore[union-attr]
     assert local.is_dir() and not (tmp_path / "out").exists()
     published = publish_input(plan, open_storage(config.output.path, config.storage))
     assert not local.exists()
