@@ -92,9 +92,9 @@ class TextNormaliser:
     def _settings(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row's columns that are not the user's own. RowError where one is bad."""
         names = self._spec.input
-        if self._only_prompts and len(row) == 1:  # the checks of a txt would take as long as the rest
-            prompt = row[names.prompt_column]
-            if not prompt.isspace() and len(prompt) < MAX_ROW_BYTES // 4:
+        if self._only_prompts:  # the checks of a txt would take as long as the rest
+            is_small = sum(map(approximate_bytes, row.values())) <= MAX_ROW_BYTES
+            if is_small and not row[names.prompt_column].isspace():
                 return row
         settings = row_settings(row, self._spec)
         return {
