@@ -16,8 +16,7 @@ from skipvar.local import build_local_engine
 from skipvar.model import allocator
 from skipvar.model.presets import PRESETS, find_preset
 from skipvar.shards.cache import StoredFiles
-from skipvar.shards.prompts import input_spec
-from skipvar.shards.rows import RowReader
+from skipvar.shards.rows import InputRow, InputSpec, requests_of
 from skipvar.skip.policy_file import check_spec
 from skipvar.types import Failure, Image, Request, RequestKey
 
@@ -147,9 +146,13 @@ def _requests(
     config: RunConfig, num_scales: int, prompts: Sequence[str], seeds: Sequence[int | None]
 ) -> list[Request | Failure]:
     """What the job makes of a file with these rows."""
-    reader = RowReader(input_spec(config, num_scales, columns=pa.schema([])))
-    rows = enumerate({"prompt": prompt, "seed": seed} for prompt, seed in zip(prompts, seeds, strict=True))
-    return [item for position, row in rows for item in reader.read(position, row, None, f"prompts[{position}]")]
+    spec = InputSpec.of(config, num_scales, columns=pa.schema([]))
+    rows = [{"prompt": prompt, "seed": seed} for prompt, seed in zip(prompts, seeds, strict=True)]
+    return [
+        item
+        for position, values in enumerate(rows)
+        for item in requests_of(InputRow(values, None, f"prompts[{position}]"), position, spec)
+    ]
 
 
 def _name_of(folder: str) -> str:

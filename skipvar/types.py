@@ -165,6 +165,12 @@ class FileSlice:
     uri: str
     first_row: int
     num_rows: int
+    size: int
+    """The whole file's, in bytes, when the run was planned."""
+    footer_checksum: int
+    """CRC-32 of the file's footer then."""
+    is_part: bool = False
+    """It is text input in its normal form (`skipvar.shards.textinput`), not a file of the user's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -190,7 +190,7 @@ def _order(config: RunConfig, resolved: Resolved, plan: Plan, output: str, recor
         storage=config.storage,
         form=config.output,
         images_per_prompt=config.sampling.images_per_prompt,
-        columns=plan.columns,
+        columns=plan.spec.columns,
         model=resolved.model.name,
         policy=resolved.policy.name,
         fingerprint=record.fingerprint,

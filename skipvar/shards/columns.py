@@ -22,7 +22,6 @@ UNFIT_ERRORS = (ValueError, TypeError, ArithmeticError, RecursionError, pa.Arrow
 """What Python and Arrow raise for a value that they cannot take (`UnicodeError` and `OverflowError` among them)."""
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?", re.ASCII)
-_INT64 = range(-(2**63), 2**63)
 
 
 def parse_json(line: str) -> dict[str, Any]:
@@ -37,12 +36,7 @@ def parse_json(line: str) -> dict[str, Any]:
         raise RowError("the line is nested too deeply") from None
     if not isinstance(row, dict):
         raise RowError(f'the line must be a JSON object, such as {{"prompt": "..."}}, not {_kind(row)}')
-    for value in row.values():
-        if type(value) in (dict, list):
-            _check_nested(value)
-    for key in row:
-        if not key.isascii():
-            _check_key(key)
+    _check_nested(row)
     return row
 
 
@@ -59,7 +53,7 @@ def infer_json(rows: Sequence[dict[str, Any]], own: Sequence[str]) -> pa.Schema:
             kind = pa.array([row.get(name) for row in rows]).type
         except UNFIT_ERRORS:
             kind = None
-        if kind is None or not _is_storable(kind) or _num_leaves(kind) > MAX_LEAVES:
+        if kind is None or not _is_storable(_leaves(kind)):
             fields.append(pa.field(name, pa.string(), metadata=JSON_TEXT))
         else:
             fields.append(pa.field(name, kind))
@@ -68,18 +62,12 @@ def infer_json(rows: Sequence[dict[str, Any]], own: Sequence[str]) -> pa.Schema:
 
 def fit_csv(text: str | None, field: pa.Field) -> Any:
     """A csv value as its column's type; empty is null. RowError where it does not fit."""
-    if text is None or text == "":
+    if not text:
         return None
-    kind = field.type
-    if pa.types.is_integer(kind) and _INTEGER.fullmatch(text) and int(text) in _INT64:
-        return int(text)
-    if pa.types.is_floating(kind) and _DECIMAL.fullmatch(text):
-        return _finite(float(text), field.name)
-    if pa.types.is_boolean(kind) and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if pa.types.is_string(kind):
-        return checked_text(text, field.name)
-    raise _unlike(field.name, repr(text[:40]), kind)
+    value = _csv_value(text, field.type)
+    if value is None:
+        raise _unlike(field.name, repr(text[:40]), field.type)
+    return value
 
 
 def fit_json(value: Any, field: pa.Field) -> Any:
@@ -91,12 +79,12 @@ def fit_json(value: Any, field: pa.Field) -> Any:
     return _fit(value, field.type, field.name)
 
 
-def checked_text(text: str, column: str) -> str:
+def checked_text(text: str, name: str, of: str = "column") -> str:
     """The text, if it can be written as UTF-8 (JSON may hold halves of surrogate pairs, which cannot)."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise RowError(f"column {shown_name(column)} holds half of a surrogate pair, which is no valid text") from None
+        raise RowError(f"{of} {shown_name(name)} holds half of a surrogate pair, which is no valid text") from None
     return text
 
 
@@ -113,10 +101,10 @@ def _fit(value: Any, kind: pa.DataType, column: str) -> Any:
         return checked_text(value, column)
     if pa.types.is_boolean(kind) and isinstance(value, bool):
         return value
-    if pa.types.is_integer(kind) and isinstance(value, int) and is_number and value in _INT64:
+    if pa.types.is_integer(kind) and isinstance(value, int) and is_number and value in _whole_numbers(kind):
         return value
     if pa.types.is_floating(kind) and is_number:
-        return value if isinstance(value, float) else _as_float(value, column)
+        return _as_float(value, column)
     if pa.types.is_list(kind) and isinstance(value, list):
         return [_fit(item, kind.value_type, column) for item in value]
     if pa.types.is_struct(kind) and isinstance(value, dict):
@@ -134,28 +122,28 @@ def _unlike(column: str, found: str, kind: pa.DataType) -> RowError:
     return RowError(f"column {shown_name(column)} is {found} here, but {_short(str(kind))} in the input's first rows")
 
 
-def _as_float(value: int, column: str) -> float:
+def _whole_numbers(kind: pa.DataType) -> range:
+    """Those that an integer type can hold. (A column of text input may have a Parquet file's narrower type.)"""
+    bits: int = kind.bit_width
+    return range(-(2 ** (bits - 1)), 2 ** (bits - 1)) if pa.types.is_signed_integer(kind) else range(2**bits)
+
+
+def _as_float(value: float, column: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        return _finite(math.inf, column)
+        raise RowError(f"column {shown_name(column)} holds a number that is too large for its type") from None
 
 
-def _finite(number: float, column: str) -> float:
-    if math.isinf(number):
-        raise RowError(f"column {shown_name(column)} holds a number that is too large for its type")
-    return number
-
-
-def _check_nested(value: Any) -> None:
+def _check_nested(row: dict[str, Any]) -> None:
     """RowError where a cell is nested too deeply or a key is no valid text; without recursion."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
+    level: list[Any] = [row]
+    for _ in range(1 + MAX_DEPTH):
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):
                 for key in item:
-                    _check_key(key)
+                    checked_text(key, key, "the key")
                 below += item.values()
             else:
                 below += item
@@ -165,37 +153,37 @@ def _check_nested(value: Any) -> None:
     raise RowError(f"a value is nested more than {MAX_DEPTH} levels deep")
 
 
-def _check_key(key: str) -> None:
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        raise RowError(f"the key {shown_name(key)} holds half of a surrogate pair, which is no valid text") from None
-
-
 def _csv_type(values: Sequence[str]) -> pa.DataType:
+    """The first type that all values have."""
     if not values:
         return pa.null()
-    if all(_INTEGER.fullmatch(value) and int(value) in _INT64 for value in values):
-        return pa.int64()
-    if all(_DECIMAL.fullmatch(value) and math.isfinite(float(value)) for value in values):
-        return pa.float64()
-    if all(value.lower() in ("true", "false") for value in values):
-        return pa.bool_()
-    return pa.string()
+    kinds = (pa.int64(), pa.float64(), pa.bool_(), pa.string())
+    return next(kind for kind in kinds if all(_csv_value(value, kind) is not None for value in values))
 
 
-def _is_storable(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.num_fields > 0 and all(_is_storable(child.type) for child in kind)
+def _csv_value(text: str, kind: pa.DataType) -> Any:
+    """What the text says in that type; None where it is none of it."""
+    if pa.types.is_integer(kind):
+        return int(text) if _INTEGER.fullmatch(text) and int(text) in _whole_numbers(kind) else None
+    if pa.types.is_floating(kind):
+        return float(text) if _DECIMAL.fullmatch(text) and math.isfinite(float(text)) else None
+    if pa.types.is_boolean(kind):
+        return {"true": True, "false": False}.get(text.lower())
+    return text if pa.types.is_string(kind) else None
+
+
+def _leaves(kind: pa.DataType) -> list[pa.DataType]:
+    """The types that a nested type is made of, in the end."""
     if pa.types.is_list(kind):
-        return _is_storable(kind.value_type)
-    return True
+        return _leaves(kind.value_type)
+    if pa.types.is_struct(kind) and kind.num_fields:
+        return [leaf for child in kind for leaf in _leaves(child.type)]
+    return [kind]
 
 
-def _num_leaves(kind: pa.DataType) -> int:
-    if pa.types.is_list(kind):
-        return _num_leaves(kind.value_type)
-    return sum(_num_leaves(child.type) for child in kind) if pa.types.is_struct(kind) else 1
+def _is_storable(leaves: Sequence[pa.DataType]) -> bool:
+    """Whether a dataset can have a column of these: Parquet knows no object without keys."""
+    return len(leaves) <= MAX_LEAVES and not any(map(pa.types.is_struct, leaves))
 
 
 def _kind(value: Any) -> str:

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from skipvar.config import StorageConfig
 from skipvar.errors import InputError, NotFoundError
@@ -23,8 +23,6 @@ class InputFile:
     """One file of the input, as it was when the run was planned."""
 
     uri: str
-    format: str
-    """txt, jsonl, csv or parquet."""
     size: int
     version: str
     """ETag on S3, modification time in nanoseconds locally."""
@@ -34,6 +32,15 @@ class InputFile:
         """The last part of its uri, without folders."""
         return PurePosixPath(self.uri).name
 
+    @property
+    def format(self) -> str:
+        """txt, jsonl, csv or parquet."""
+        return FORMATS[PurePosixPath(self.uri).suffix.lower()]
+
+    @property
+    def is_on_s3(self) -> bool:
+        return self.uri.startswith("s3://")
+
 
 class Inputs:
     """Access to input files. Cheap to make; S3 clients are made when first needed."""
@@ -42,11 +49,9 @@ class Inputs:
         self._config = config
         self._buckets: dict[str, Storage] = {}
 
-    def find(self, path: Any) -> list[InputFile]:
+    def find(self, path: str | Sequence[str]) -> list[InputFile]:
         """The files that `input.path` names, in its order, those of a glob sorted. `InputError` where there is none."""
         patterns = [path] if isinstance(path, str) else path
-        if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(p, str) and p for p in patterns):
-            raise InputError(f"input.path must be a file, a glob or a list of these, not {path!r}.")
         return [file for pattern in patterns for file in self._expand(pattern)]
 
     def open(self, uri: str) -> BinaryIO:
@@ -60,32 +65,36 @@ class Inputs:
         except OSError as error:
             raise InputError(f"{uri} cannot be read: {error.strerror}.") from error
 
-    def _expand(self, pattern: str) -> Iterator[InputFile]:
+    def _expand(self, pattern: str) -> list[InputFile]:
         found = list(self._expand_s3(pattern) if pattern.startswith("s3://") else _expand_local(pattern))
         if not found:
             kind = "matches no file" if _GLOB.search(pattern) else "does not exist"
             raise InputError(
                 f"input.path: {pattern} {kind}; give a txt, jsonl, csv or parquet file, a glob, or a list of these."
             )
-        for uri, size, version in found:
-            suffix = PurePosixPath(uri).suffix.lower()
+        for file in found:
+            suffix = PurePosixPath(file.uri).suffix.lower()
             if suffix not in FORMATS:
                 raise InputError(
-                    f"{uri}: files ending in '{suffix}' cannot be read; accepted are .txt, .jsonl, .csv and .parquet."
+                    f"{file.uri}: files ending in '{suffix}' cannot be read; accepted are .txt, .jsonl, .csv and "
+                    ".parquet."
                 )
-            yield InputFile(uri, FORMATS[suffix], size, version)
+            if file.name.encode("utf-8", "replace").decode() != file.name:  # rows and `_run.json` tell it
+                raise InputError(f"{file.uri!r}: the file's name is no valid text (UTF-8); rename the file.")
+        return found
 
-    def _expand_s3(self, pattern: str) -> Iterator[tuple[str, int, str]]:
+    def _expand_s3(self, pattern: str) -> Iterator[InputFile]:
         bucket, key = split_s3(pattern)
         if not key:
             raise InputError(
                 f"input.path: {pattern} is a bucket; give a file or a glob, such as {pattern.rstrip('/')}/*.parquet."
             )
-        wild = _GLOB.search(key)
+        start, parts = _GLOB.split(key)[0], key.split("/")
         try:
-            for entry in self._bucket(bucket).list(key[: wild.start()] if wild else key):
-                if not entry.name.endswith("/") and (entry.name == key or (wild and _matches(entry.name, key))):
-                    yield f"s3://{bucket}/{entry.name}", entry.size, entry.version
+            for entry in self._bucket(bucket).list(start):
+                is_meant = entry.name == key or (start != key and _matches(entry.name.split("/"), parts))
+                if is_meant and not entry.name.endswith("/"):
+                    yield InputFile(f"s3://{bucket}/{entry.name}", entry.size, entry.version)
         except NotFoundError as error:
             raise InputError(str(error)) from error
 
@@ -95,9 +104,7 @@ class Inputs:
         return self._buckets[name]
 
 
-def _expand_local(pattern: str) -> Iterator[tuple[str, int, str]]:
-    if "://" in pattern:
-        raise InputError(f"input.path: {pattern} is neither a local path nor s3://bucket/key.")
+def _expand_local(pattern: str) -> Iterator[InputFile]:
     try:
         pattern = str(Path(pattern).expanduser())
         is_folder = Path(pattern).is_dir()
@@ -118,7 +125,7 @@ def _expand_local(pattern: str) -> Iterator[tuple[str, int, str]]:
         except OSError as error:
             raise InputError(f"{name} cannot be read: {error.strerror}.") from error
         _check_kind(status.st_mode, name)
-        yield str(path.absolute()), status.st_size, str(status.st_mtime_ns)
+        yield InputFile(str(path.absolute()), status.st_size, str(status.st_mtime_ns))
 
 
 def _check_kind(mode: int, name: str) -> None:
@@ -126,14 +133,11 @@ def _check_kind(mode: int, name: str) -> None:
         raise InputError(f"{name} is no regular file (a pipe, a device or a folder); copy its content to a file.")
 
 
-def _matches(name: str, pattern: str) -> bool:
-    """Whether an S3 key matches a glob as a path would: `*` stays within a folder, `**` goes through any number."""
-    return _segments_match(name.split("/"), pattern.split("/"))
-
-
-def _segments_match(names: list[str], patterns: list[str]) -> bool:
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether an S3 key's parts match a glob's as a path's would: `*` stays within a folder, `**` goes through any
+    number."""
     if not patterns:
         return not names
     if patterns[0] == "**":
-        return any(_segments_match(names[skipped:], patterns[1:]) for skipped in range(len(names) + 1))
-    return bool(names) and fnmatch.fnmatchcase(names[0], patterns[0]) and _segments_match(names[1:], patterns[1:])
+        return any(_matches(names[skipped:], patterns[1:]) for skipped in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from skipvar.errors import ConfigError, NotFoundError, StorageError
 from skipvar.shards.card import dataset_card
-from skipvar.shards.parts import INPUT
 from skipvar.shards.prompts import Plan
 from skipvar.shards.record import RunRecord, State, json_file, now
 from skipvar.shards.storage import Storage
+from skipvar.shards.textinput import INPUT
 from skipvar.shards.unitfile import (
     DATA,
     ERRORS,

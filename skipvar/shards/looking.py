@@ -1,8 +1,9 @@
 """A look at every file of the input: Parquet footers, text files' first rows; which columns there are, of what type."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -14,9 +15,9 @@ from skipvar.shards.columns import UNFIT_ERRORS, infer_csv, infer_json, shown_na
 from skipvar.shards.inputs import InputFile, Inputs
 from skipvar.shards.rows import SETTINGS
 from skipvar.shards.schema import storable_columns
-from skipvar.shards.sources import Footer, read_footer
-from skipvar.shards.textinput import rows_of
+from skipvar.shards.sources import open_parquet
 from skipvar.shards.textrows import TextRows
+from skipvar.types import FileSlice
 
 _FOOTER_THREADS = 16
 SAMPLE_ROWS = 10_000
@@ -35,39 +36,49 @@ class LookedAt:
     """The user's own columns; of Parquet as the file has them."""
     num_rows: int
     """Of Parquet all, of text those that were looked at."""
-    footer: Footer | None = field(default=None, repr=False)
-    """Of Parquet."""
-    is_beyond: bool = False
-    """It begins beyond `input.limit`, or is empty: its columns do not count."""
+    rows: FileSlice | None = None
+    """Of Parquet: all."""
 
 
-def look_at_all(inputs: Inputs, config: RunConfig) -> list[LookedAt]:
-    """Every file of the input, in order. `InputError` names one that lacks the prompt's column or cannot be read."""
+def look_at_all(inputs: Inputs, config: RunConfig) -> tuple[list[LookedAt], pa.Schema]:
+    """Every file of the input, in order, and one type for each of the user's own columns over all of them.
+
+    `InputError` names a file that lacks the prompt's column, cannot be read, or has a column of another type. The
+    columns of files that begin beyond `input.limit` or are empty do not count.
+    """
     files = inputs.find(config.input.path)
-    special = frozenset({config.input.prompt_column, config.input.id_column, *SETTINGS})
-    left = config.input.limit
+    parquet = [file for file in files if file.format == "parquet"]
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:  # on S3 each takes two round trips
+        looks = pool.map(lambda file: _look_at_parquet(inputs, file, config.input), parquet)
+    left = sys.maxsize if config.input.limit is None else config.input.limit
     found: list[LookedAt] = []
-    for file, footer in zip(files, _read_footers(inputs, files), strict=True):
-        if footer is not None:
-            own = _parquet_columns(file, footer.schema, special, config.input.prompt_column)
-            one = LookedAt(file, footer.schema.names, own, footer.num_rows, footer=footer)
-        else:
-            one = _look_at_text(
-                inputs, file, config.input.prompt_column, special, None if left is None else max(0, left)
-            )
-        is_beyond = not one.num_rows or (left is not None and left <= 0)
-        found.append(replace(one, is_beyond=is_beyond))
-        left = None if left is None else left - one.num_rows
-        _check_names(found[-1], config.input.prompt_column)
+    counting: list[LookedAt] = []
+    for file in files:
+        one = next(looks) if file.format == "parquet" else _look_at_text(inputs, file, config.input, max(0, left))
+        _check_names(one, config.input.prompt_column)
+        found.append(one)
+        if one.num_rows and left > 0:
+            counting.append(one)
+        left -= one.num_rows
     _check_id_column(config.input.id_column, found)
-    return found
+    return found, storable_columns(_unified(counting), files[0].uri)
 
 
-def unify(files: Sequence[LookedAt]) -> pa.Schema:
-    """One type for each of the user's own columns over all files."""
+def special_columns(files: Iterable[LookedAt], config: InputConfig) -> list[str]:
+    """Which of the prompt's, the id's and the settings' columns these files may have: a line of jsonl any of them."""
+    special = _special(config)
+    found = {name for one in files for name in (special if one.file.format == "jsonl" else one.columns)}
+    return [name for name in special if name in found]
+
+
+def _special(config: InputConfig) -> Sequence[str]:
+    return (config.prompt_column, config.id_column, *SETTINGS)
+
+
+def _unified(files: Iterable[LookedAt]) -> pa.Schema:
     result = pa.schema([])
     for found in files:
-        if found.is_beyond or found.own.equals(result, check_metadata=True):
+        if found.own.equals(result, check_metadata=True):
             continue
         try:
             result = pa.unify_schemas([result, found.own], promote_options="permissive")
@@ -75,68 +86,45 @@ def unify(files: Sequence[LookedAt]) -> pa.Schema:
             raise InputError(
                 f"{found.file.uri}: a column has another type than in the files before it ({first_line(error)})."
             ) from error
-    return storable_columns(result, files[0].file.uri)
+    return result
 
 
-def special_columns(files: Iterable[LookedAt], config: InputConfig) -> list[str]:
-    """Which of the prompt's, the id's and the settings' columns these files may have: a line of jsonl any of them."""
-    special = (config.prompt_column, config.id_column, *SETTINGS)
-    found = {name for one in files for name in (special if one.file.format == "jsonl" else one.columns)}
-    return [name for name in special if name in found]
+def _look_at_parquet(inputs: Inputs, file: InputFile, config: InputConfig) -> LookedAt:
+    with inputs.open(file.uri) as stream:
+        rows, reader = open_parquet(stream, file.uri)
+    try:
+        schema = reader.metadata.schema.to_arrow_schema()
+        own = [column for column in schema if column.name not in _special(config)]
+        storable_columns(own, file.uri)
+    except UNFIT_ERRORS as error:
+        raise InputError(f"{file.uri}: its columns cannot be used ({first_line(error)}).") from error
+    for at in schema.get_all_field_indices(config.prompt_column):
+        kind = storable_columns([schema.field(at)], file.uri).types[0]
+        if not pa.types.is_string(kind):
+            raise InputError(f"{file.uri}: column {shown_name(config.prompt_column)} is {kind}; prompts must be text.")
+    return LookedAt(file, schema.names, pa.schema(own), rows.num_rows, rows)
 
 
-def _look_at_text(
-    inputs: Inputs, file: InputFile, prompt_column: str, special: frozenset[str], limit: int | None
-) -> LookedAt:
-    """Columns and types of a text file from its first rows (`limit` of them at most)."""
-    with rows_of(inputs, file, prompt_column) as rows:
-        sample = []
-        for row in islice(rows, SAMPLE_ROWS if limit is None else min(SAMPLE_ROWS, limit)):
+def _look_at_text(inputs: Inputs, file: InputFile, config: InputConfig, limit: int) -> LookedAt:
+    """From the first rows."""
+    sample = []
+    with inputs.open(file.uri) as stream:
+        rows = TextRows(stream, file, config.prompt_column)
+        for row in islice(rows, min(SAMPLE_ROWS, limit)):
             sample.append(row)
             if rows.num_bytes >= SAMPLE_BYTES:
                 break
-        good: list[dict[str, Any]] = [row for row in sample if isinstance(row, dict)]  # others become error rows
-        names = _names(file, rows, good, prompt_column)
+    good: list[dict[str, Any]] = [row for row in sample if isinstance(row, dict)]  # others become error rows
+    names: Sequence[str] = [config.prompt_column]
+    if file.format != "txt":
+        names = rows.header or list(dict.fromkeys(name for row in good for name in row))
     if len(names) > MAX_COLUMNS:
         raise InputError(
             f"{file.uri} has {len(names)} columns; at most {MAX_COLUMNS} are accepted; put what differs from row to "
             "row into one column."
         )
-    own = [name for name in names if name not in special]
-    of_own = infer_csv(good, own) if file.format == "csv" else infer_json(good, own)
-    return LookedAt(file, names, of_own, len(sample))
-
-
-def _names(file: InputFile, rows: TextRows, sample: Sequence[dict[str, Any]], prompt_column: str) -> Sequence[str]:
-    if file.format == "txt":
-        return [prompt_column]
-    return rows.header or list(dict.fromkeys(name for row in sample for name in row))
-
-
-def _read_footers(inputs: Inputs, files: Sequence[InputFile]) -> list[Footer | None]:
-    """Parquet files' footers, several at a time: on S3 each takes two round trips."""
-
-    def read(file: InputFile) -> Footer | None:
-        if file.format != "parquet":
-            return None
-        with inputs.open(file.uri) as stream:
-            return read_footer(stream, file.uri, file.size)
-
-    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        return list(pool.map(read, files))
-
-
-def _parquet_columns(file: InputFile, columns: pa.Schema, special: frozenset[str], prompt_column: str) -> pa.Schema:
-    own = [column for column in columns if column.name not in special]
-    for at in columns.get_all_field_indices(prompt_column):
-        kind = storable_columns([columns.field(at)], file.uri).types[0]
-        if not pa.types.is_string(kind):
-            raise InputError(f"{file.uri}: column {shown_name(prompt_column)} is {kind}; prompts must be text.")
-    try:
-        storable_columns(own, file.uri)
-    except UNFIT_ERRORS as error:
-        raise InputError(f"{file.uri}: its columns cannot be used ({first_line(error)}).") from error
-    return pa.schema(own)
+    infer = infer_csv if file.format == "csv" else infer_json
+    return LookedAt(file, names, infer(good, [name for name in names if name not in _special(config)]), len(sample))
 
 
 def _check_names(found: LookedAt, wanted: str) -> None:

@@ -1,25 +1,25 @@
 """The input as a plan of units (counts and row ranges only), and a unit as requests."""
 
 import hashlib
+import sys
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
+from functools import cached_property
+from itertools import accumulate, groupby
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 from skipvar.checks import require
 from skipvar.config import RunConfig
-from skipvar.errors import ConfigError, InputError, RowError
-from skipvar.shards.inputs import Inputs
-from skipvar.shards.looking import LookedAt, look_at_all, special_columns, unify
-from skipvar.shards.parts import LocalParts, Part, find_parts, part_slices, publish_parts
+from skipvar.errors import InputError
+from skipvar.shards.inputs import InputFile, Inputs
+from skipvar.shards.looking import LookedAt, look_at_all, special_columns
 from skipvar.shards.record import InputIdentity
-from skipvar.shards.rows import FileSpec, InputSpec, RowReader, per_scale
-from skipvar.shards.schema import storable_columns
-from skipvar.shards.sources import read_footer, read_rows
+from skipvar.shards.rows import InputSpec, requests_of
+from skipvar.shards.sources import read_rows
 from skipvar.shards.storage import Storage
-from skipvar.shards.textinput import NormalFile, TextNormaliser
+from skipvar.shards.textinput import TextNormaliser, find_parts, publish_parts
 from skipvar.types import Failure, FileSlice, Request, Unit
 
 CHANNELS = 3
@@ -33,15 +33,13 @@ class Plan:
 
     identity: InputIdentity
     """How many rows, in which units, from which files."""
-    columns: pa.Schema
-    """The user's own columns, in the types that the dataset keeps them in."""
     spec: InputSpec
+    """How the rows are read: with which columns of the user's, and which settings."""
     ranges: Sequence[FileSlice]
     """The rows of the input, in order."""
-    first_rows: np.ndarray
-    """`(ranges + 1,)` int64: the position of each range's first row, and the number of rows."""
-    unpublished: LocalParts | None = None
-    """Text input in its normal form, on this machine only; `publish_input` puts it beside the dataset."""
+    unpublished: "TemporaryDirectory[str] | None" = None
+    """Where text input in its normal form lies while it is on this machine only; `publish_input` puts it beside the
+    dataset."""
 
     @property
     def num_units(self) -> int:
@@ -50,25 +48,21 @@ class Plan:
     def unit(self, index: int) -> Unit:
         """Unit `index`, from 0: its range of prompts and where they lie."""
         unit = self.identity.unit(index)
-        start, stop = unit.first_position, unit.first_position + unit.num_rows
-        first = int(np.searchsorted(self.first_rows, start, side="right")) - 1
-        last = int(np.searchsorted(self.first_rows, stop, side="left"))
-        return replace(unit, slices=tuple(self._slice(at, start, stop) for at in range(first, last)))
+        stop = unit.first_position + unit.num_rows
+        return replace(unit, slices=tuple(_cut(self.ranges, self._ends, unit.first_position, stop)))
 
-    def _slice(self, at: int, start: int, stop: int) -> FileSlice:
-        """The part of range `at` within the positions [start, stop)."""
-        begin, end = max(start, int(self.first_rows[at])), min(stop, int(self.first_rows[at + 1]))
-        whole = self.ranges[at]
-        return replace(whole, first_row=whole.first_row + begin - int(self.first_rows[at]), num_rows=end - begin)
+    @cached_property
+    def _ends(self) -> Sequence[int]:
+        return _ends(self.ranges)
 
 
 @dataclass(frozen=True)
 class PublishedInput:
     """The text input of a run that is there already."""
 
-    parts: Sequence[Part]
+    parts: Sequence[FileSlice]
     files: Sequence[Mapping[str, Any]]
-    """The input's files as the run's record names them."""
+    """The text files as the run's record names them."""
 
 
 def plan_input(
@@ -85,28 +79,20 @@ def plan_input(
     """
     per_unit = _prompts_per_unit(config, max_image_pixels)
     inputs = Inputs(config.storage)
-    files = look_at_all(inputs, config)
-    columns = unify(files)
-    spec = input_spec(config, num_scales, columns)
-    planned, parts, unpublished = _read_through(inputs, config.input.limit, files, spec, published)
-    num_rows = sum(item.num_rows for item in planned)
+    files, columns = look_at_all(inputs, config)
+    spec = InputSpec.of(config, num_scales, columns)
+    counted, parts, unpublished = _count_rows(inputs, config.input.limit, files, spec, published)
+    num_rows = sum(one.num_rows for one in counted)
     if num_rows == 0:
         raise InputError(f"input.path: {config.input.path} holds no rows.")
-    ranges = list(_ranges(planned, parts))
-    return Plan(
-        identity=InputIdentity(
-            num_rows=num_rows,
-            prompts_per_unit=per_unit,
-            images_per_prompt=config.sampling.images_per_prompt,
-            columns={column.name: str(column.type) for column in columns},
-            files=_named_files(inputs, planned),
-        ),
-        columns=columns,
-        spec=replace(spec, files=_file_specs(inputs, planned, parts, columns)),
-        ranges=ranges,
-        first_rows=np.cumsum([0, *(part.num_rows for part in ranges)], dtype=np.int64),
-        unpublished=unpublished,
+    identity = InputIdentity(
+        num_rows=num_rows,
+        prompts_per_unit=per_unit,
+        images_per_prompt=config.sampling.images_per_prompt,
+        columns={column.name: str(column.type) for column in columns},
+        files=_named_files(inputs, counted),
     )
+    return Plan(identity, spec, list(_ranges(counted, parts)), unpublished)
 
 
 def publish_input(plan: Plan, storage: Storage) -> Plan:
@@ -116,26 +102,23 @@ def publish_input(plan: Plan, storage: Storage) -> Plan:
     """
     if plan.unpublished is None:
         return plan
-    parts = publish_parts(plan.unpublished, storage)
-    inputs = Inputs(plan.spec.storage)
-    moved = {old.uri: new.uri for old, new in zip(plan.unpublished.parts, parts, strict=True)}
-    files = {uri: spec for uri, spec in plan.spec.files.items() if uri not in moved}
-    files |= {part.uri: _part_spec(inputs, part) for part in parts}
-    return replace(
-        plan,
-        spec=replace(plan.spec, files=files),
-        ranges=[replace(part, uri=moved.get(part.uri, part.uri)) for part in plan.ranges],
-        unpublished=None,
-    )
+    moved = publish_parts(plan.unpublished.name, storage)
+    ranges = [
+        replace(moved[part.uri], first_row=part.first_row, num_rows=part.num_rows) if part.uri in moved else part
+        for part in plan.ranges
+    ]
+    plan.unpublished.cleanup()
+    return replace(plan, ranges=ranges, unpublished=None)
 
 
 def find_published(storage: Storage, files: Sequence[Mapping[str, Any]]) -> PublishedInput | None:
     """The text input that a run of these files published; None where it is not all there."""
-    num_rows = sum(file["rows"] for file in files if _is_text_entry(file))
+    texts = [file for file in files if "footer" not in file]
+    num_rows = sum(file["rows"] for file in texts)
     parts = find_parts(storage) if num_rows else []
     if not parts or sum(part.num_rows for part in parts) != num_rows:
         return None
-    return PublishedInput(parts, files)
+    return PublishedInput(parts, texts)
 
 
 def read_unit(unit: Unit, spec: InputSpec, inputs: Inputs | None = None) -> Iterator[Request | Failure]:
@@ -143,25 +126,23 @@ def read_unit(unit: Unit, spec: InputSpec, inputs: Inputs | None = None) -> Iter
 
     `inputs`: to read several units by one S3 client. `InputError` where a file is no longer what was planned.
     """
-    reader, inputs = RowReader(spec), inputs or Inputs(spec.storage)
-    position = unit.first_position
-    for part in unit.slices:
-        file = spec.files[part.uri]
-        for row in read_rows(inputs, part, file):
-            for item in reader.read(position, row.values, row.error, row.where, file.retyped):
-                if unit.only is None or item.key in unit.only:
-                    yield item
-            position += 1
+    inputs = inputs or Inputs(spec.storage)
+    rows = (row for part in unit.slices for row in read_rows(inputs, part, spec.columns))
+    for position, row in enumerate(rows, start=unit.first_position):
+        for item in requests_of(row, position, spec):
+            if unit.only is None or item.key in unit.only:
+                yield item
 
 
-@dataclass(frozen=True)
-class _PlannedFile:
-    """A file of the input whose rows are counted."""
+class _Counted(NamedTuple):
+    """A file of the input whose rows are counted, up to `input.limit`."""
 
-    looked_at: LookedAt
+    file: InputFile
     num_rows: int
-    text: NormalFile | None
-    """Of text files."""
+    rows: FileSlice | None
+    """Of Parquet: these."""
+    sha256: str | None
+    """Of text: as far as it was read."""
 
 
 def _prompts_per_unit(config: RunConfig, max_image_pixels: int | None) -> int:
@@ -175,108 +156,88 @@ def _prompts_per_unit(config: RunConfig, max_image_pixels: int | None) -> int:
     return max(1, rows // config.sampling.images_per_prompt)
 
 
-def _read_through(
+def _count_rows(
     inputs: Inputs,
     limit: int | None,
     files: Sequence[LookedAt],
     spec: InputSpec,
     published: PublishedInput | None,
-) -> tuple[list[_PlannedFile], Sequence[Part], LocalParts | None]:
-    """Every file with its rows and the parts with the text's. Files that begin beyond `limit` count as empty."""
-    texts = [found for found in files if found.footer is None]
+) -> tuple[list[_Counted], Sequence[FileSlice], "TemporaryDirectory[str] | None"]:
+    """Every file with its rows, those beyond `limit` not counted; the parts with the text's, and their folder if they
+    are not published yet."""
+    texts = [found for found in files if found.rows is None]
+    known: Iterator[Mapping[str, Any]] = iter(())
     normaliser: TextNormaliser | None = None
-    known: Iterator[NormalFile] = iter(())
-    if published is not None and limit is None and (hashed := _unchanged(inputs, texts, published)):
-        known = iter(hashed)
+    if published is not None and limit is None and _is_unchanged(inputs, texts, published):
+        known = iter(published.files)
     elif texts:
         normaliser = TextNormaliser(spec, special_columns(texts, spec.input))
-    planned: list[_PlannedFile] = []
-    left = limit
+    counted = []
+    left = sys.maxsize if limit is None else limit
     for found in files:
-        text = None
-        if found.footer is not None:
-            num_rows = found.footer.num_rows if left is None else min(left, found.footer.num_rows)
+        rows, sha256 = found.rows, None
+        if rows is not None:
+            num_rows = min(left, rows.num_rows)
+            rows = replace(rows, num_rows=num_rows)
+        elif normaliser is not None:
+            num_rows, sha256 = normaliser.add(inputs, found.file, left)
         else:
-            text = next(known) if normaliser is None else normaliser.add(inputs, found.file, left)
-            num_rows = text.num_rows
-        planned.append(_PlannedFile(found, num_rows, text))
-        left = None if left is None else left - num_rows
-    if normaliser is None:
-        return planned, published.parts if published is not None and texts else (), None
-    local = normaliser.finish()
-    return planned, local.parts, local
+            entry = next(known)
+            num_rows, sha256 = entry["rows"], entry["sha256"]
+        counted.append(_Counted(found.file, num_rows, rows, sha256))
+        left -= num_rows
+    if normaliser is not None:
+        return counted, normaliser.finish(), normaliser.folder
+    return counted, () if published is None else published.parts, None
 
 
-def _unchanged(inputs: Inputs, texts: Sequence[LookedAt], published: PublishedInput) -> list[NormalFile]:
-    """The text files as they were published, if they are still the same; else none."""
-    entries = [entry for entry in published.files if _is_text_entry(entry)]
-    if [entry["name"] for entry in entries] != [found.file.name for found in texts]:
-        return []
-    first_row = 0
-    result = []
-    for entry, found in zip(entries, texts, strict=True):
-        if _sha256(inputs, found.file.uri) != entry["sha256"]:
-            return []
-        result.append(NormalFile(first_row, entry["rows"], entry["sha256"]))
-        first_row += entry["rows"]
-    return result
+def _is_unchanged(inputs: Inputs, texts: Sequence[LookedAt], published: PublishedInput) -> bool:
+    """Whether the text files are those that were published."""
+    names = [found.file.name for found in texts]
+    return names == [entry["name"] for entry in published.files] and all(
+        _sha256(inputs, found.file.uri) == entry["sha256"] for found, entry in zip(texts, published.files, strict=True)
+    )
 
 
-def _is_text_entry(entry: Mapping[str, Any]) -> bool:
-    return "footer" not in entry
-
-
-def _ranges(planned: Iterable[_PlannedFile], parts: Sequence[Part]) -> Iterator[FileSlice]:
-    """Where the input's rows lie, in order; text files that follow each other in one part are one range."""
-    last: FileSlice | None = None
-    for item in planned:
-        if item.text is None:
-            slices = [FileSlice(uri=item.looked_at.file.uri, first_row=0, num_rows=item.num_rows)]
+def _ranges(counted: Iterable[_Counted], parts: Sequence[FileSlice]) -> Iterator[FileSlice]:
+    """Where the input's rows lie, in order: text files that follow each other share parts, and so ranges."""
+    first_row, ends = 0, _ends(parts)
+    for is_text, files in groupby(counted, key=lambda one: one.rows is None):
+        if is_text:
+            num_rows = sum(one.num_rows for one in files)
+            yield from _cut(parts, ends, first_row, first_row + num_rows)
+            first_row += num_rows
         else:
-            slices = list(part_slices(parts, item.text.first_row, item.num_rows))
-        for part in slices:
-            if last is not None and (last.uri, last.first_row + last.num_rows) == (part.uri, part.first_row):
-                last = replace(last, num_rows=last.num_rows + part.num_rows)
-            elif part.num_rows:
-                if last is not None:
-                    yield last
-                last = part
-    if last is not None:
-        yield last
+            yield from (one.rows for one in files if one.rows and one.num_rows)
 
 
-def _file_specs(
-    inputs: Inputs, planned: Iterable[_PlannedFile], parts: Iterable[Part], columns: pa.Schema
-) -> dict[str, FileSpec]:
-    specs = {part.uri: _part_spec(inputs, part) for part in parts}
-    for item in planned:
-        file, footer, own = item.looked_at.file, item.looked_at.footer, item.looked_at.own
-        if footer is not None:
-            plain = storable_columns(own, file.uri)
-            retyped = tuple(name for name in plain.names if plain.field(name).type != columns.field(name).type)
-            specs[file.uri] = FileSpec(size=file.size, footer_checksum=footer.checksum, retyped=retyped)
-    return specs
+def _ends(ranges: Iterable[FileSlice]) -> Sequence[int]:
+    """How many rows there are up to the end of each range."""
+    return list(accumulate(part.num_rows for part in ranges))
 
 
-def _part_spec(inputs: Inputs, part: Part) -> FileSpec:
-    with inputs.open(part.uri) as stream:
-        size = stream.seek(0, 2)
-        return FileSpec(size=size, footer_checksum=read_footer(stream, part.uri, size).checksum, is_part=True)
+def _cut(ranges: Sequence[FileSlice], ends: Sequence[int], start: int, stop: int) -> Iterator[FileSlice]:
+    """Where the rows [start, stop) of all ranges together lie."""
+    at = bisect_right(ends, start)
+    while start < stop:
+        whole, end = ranges[at], min(stop, ends[at])
+        skipped = start - (ends[at] - whole.num_rows)
+        yield replace(whole, first_row=whole.first_row + skipped, num_rows=end - start)
+        start, at = end, at + 1
 
 
-def _named_files(inputs: Inputs, planned: Sequence[_PlannedFile]) -> list[dict[str, Any]]:
+def _named_files(inputs: Inputs, counted: Sequence[_Counted]) -> list[dict[str, Any]]:
     """Each file's rows and content: a hash where the plan read it all, else size, footer and version."""
-    parquet = [item.looked_at.file for item in planned if item.text is None]
-    is_hashed = sum(file.size for file in parquet if not file.uri.startswith("s3://")) <= _HASHED_BYTES
+    local = (one.file.size for one in counted if one.rows is not None and not one.file.is_on_s3)
+    is_hashed = sum(local) <= _HASHED_BYTES
     result = []
-    for item in planned:
-        file, footer = item.looked_at.file, item.looked_at.footer
-        entry: dict[str, Any] = {"name": file.name, "rows": item.num_rows}
-        if item.text is not None:
-            entry["sha256"] = item.text.sha256
-        elif footer is not None:
-            entry |= {"size": file.size, "footer": f"{footer.checksum:08x}"}
-            if file.uri.startswith("s3://"):
+    for file, num_rows, rows, sha256 in counted:
+        entry: dict[str, Any] = {"name": file.name, "rows": num_rows}
+        if rows is None:
+            entry["sha256"] = sha256
+        else:
+            entry |= {"size": file.size, "footer": f"{rows.footer_checksum:08x}"}
+            if file.is_on_s3:
                 entry["etag"] = file.version
             elif is_hashed:
                 entry["sha256"] = _sha256(inputs, file.uri)
@@ -292,21 +253,3 @@ def _sha256(inputs: Inputs, uri: str) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
         except OSError as error:
             raise InputError(f"{uri} cannot be read: {error.strerror or error}.") from error
-
-
-def input_spec(config: RunConfig, num_scales: int, columns: pa.Schema) -> InputSpec:
-    """How rows are read, before any file is known. `ConfigError` for a cfg or tau that does not fit the scales."""
-    sampling = config.sampling
-    try:
-        cfg, tau = per_scale(sampling.cfg, "cfg", num_scales), per_scale(sampling.tau, "tau", num_scales)
-    except RowError as error:
-        raise ConfigError(f"sampling.{error}.") from error
-    return InputSpec(
-        files={},
-        columns=columns,
-        storage=config.storage,
-        input=config.input,
-        sampling=config.sampling,
-        cfg=cfg,
-        tau=tau,
-    )

@@ -2,161 +2,155 @@
 
 import io
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any, BinaryIO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skipvar.errors import InputError, RowError, SkipvarError, first_line
 from skipvar.shards.columns import UNFIT_ERRORS
 from skipvar.shards.inputs import Inputs
-from skipvar.shards.parts import HIDDEN
-from skipvar.shards.rows import FileSpec
+from skipvar.shards.rows import InputRow
 from skipvar.shards.schema import storable_columns
 from skipvar.shards.storage import explain_os_error
 from skipvar.types import FileSlice
 
+HIDDEN = (("row_error", pa.string()), ("source_file", pa.string()), ("source_row", pa.int64()))
+"""A part's first columns: what is wrong with the row, and where it comes from. Known by their place: a column of the
+user's may have the same name."""
 _FOOTER_GUESS_BYTES = 64 << 10
 _BATCH_ROWS = 4096
 _DAMAGE_ERRORS = (OSError, EOFError, MemoryError, *UNFIT_ERRORS)
 
-
-class InputRow(NamedTuple):
-    """A row of the input before it is checked."""
-
-    values: dict[str, Any]
-    """By column; of a bad row what there is."""
-    error: SkipvarError | None
-    """Why the row is bad, where that is known already."""
-    where: str
-    """File and row, for messages."""
+RowValues = tuple[Sequence[Any], SkipvarError | None]
+"""A row's values in the order of the file's columns, and why it is bad. Of a bad row there may be none."""
 
 
-@dataclass(frozen=True)
-class Footer:
-    """What the end of a Parquet file tells."""
-
-    metadata: pq.FileMetaData
-    schema: pa.Schema
-    checksum: int
-
-    @property
-    def num_rows(self) -> int:
-        return int(self.metadata.num_rows)
-
-
-def read_footer(stream: BinaryIO, uri: str, size: int) -> Footer:
-    """Number of rows and columns from the last bytes of a Parquet file."""
-    tail = _tail(stream, min(size, _FOOTER_GUESS_BYTES))
-    needed = int.from_bytes(tail[-8:-4], "little") + 8
-    if len(tail) < 12 or tail[-4:] != b"PAR1" or needed > size:
-        raise InputError(f"{uri} is not a readable Parquet file: its end is not a Parquet footer.")
-    tail = _tail(stream, needed) if needed > len(tail) else tail[-needed:]
+def open_parquet(stream: BinaryIO, uri: str, *, is_part: bool = False) -> tuple[FileSlice, pq.ParquetFile]:
+    """All rows of a Parquet file, and their reader, from its last bytes. `InputError` where it is none."""
     try:
+        size = stream.seek(0, io.SEEK_END)
+        tail = _tail(stream, min(size, _FOOTER_GUESS_BYTES))
+        needed = int.from_bytes(tail[-8:-4], "little") + 8
+        if len(tail) < 12 or tail[-4:] != b"PAR1" or needed > size:
+            raise InputError(f"{uri} is not a readable Parquet file: its end is not a Parquet footer.")
+        tail = _tail(stream, needed) if needed > len(tail) else tail[-needed:]
         metadata = pq.read_metadata(io.BytesIO(b"PAR1" + tail))
-        footer = Footer(metadata, metadata.schema.to_arrow_schema(), zlib.crc32(tail))
+        stream.seek(0)
+        reader = pq.ParquetFile(stream, metadata=metadata, page_checksum_verification=True)
         groups = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     except _DAMAGE_ERRORS as error:
         raise InputError(f"{uri} is not a readable Parquet file: {first_line(error)}.") from error
-    if groups != metadata.num_rows or metadata.num_rows < 0:
+    if groups != metadata.num_rows or groups < 0:
         raise InputError(f"{uri} is not a readable Parquet file: its row groups do not have the rows that it counts.")
-    return footer
+    checksum = zlib.crc32(tail)
+    whole = FileSlice(uri=uri, first_row=0, num_rows=groups, size=size, footer_checksum=checksum, is_part=is_part)
+    return whole, reader
 
 
-def read_rows(inputs: Inputs, part: FileSlice, spec: FileSpec) -> Iterator[InputRow]:
-    """The rows of the slice, in order. `InputError` where the file is no longer what was planned; rows of a row group
-    that cannot be read are bad rows.
+def read_rows(inputs: Inputs, part: FileSlice, columns: pa.Schema) -> Iterator[InputRow]:
+    """The rows of the slice, in order, with the user's own `columns` in these types. `InputError` where the file is no
+    longer what was planned; rows of a row group that cannot be read are bad rows.
     """
-    name = part.uri.rpartition("/")[2]
+    num_hidden = 0
+    if part.is_part:
+        num_hidden, columns = len(HIDDEN), pa.schema([])  # it has the plan's types already
     number = part.first_row
-    for values, error in _read_values(inputs, part, spec):
-        number += 1
-        if not spec.is_part:
-            yield InputRow(values, error, f"{name}, row {number}")
-        elif error is None:
-            row_error, file, row = (values.pop(hidden) for hidden in _HIDDEN_KEYS)
-            yield InputRow(values, RowError(row_error) if row_error else None, f"{file}, row {row}")
-        else:
-            yield InputRow({}, error, f"{name}, row {number}")
-
-
-_HIDDEN_KEYS = tuple(range(len(HIDDEN)))
-"""A part's first columns go by their place, as no column of the user's does."""
-
-Values = tuple[dict[Any, Any], SkipvarError | None]
-
-
-def _read_values(inputs: Inputs, part: FileSlice, spec: FileSpec) -> Iterator[Values]:
     with inputs.open(part.uri) as stream:
-        size = stream.seek(0, io.SEEK_END)
-        footer = read_footer(stream, part.uri, size) if size == spec.size else None
-        if footer is None or footer.checksum != spec.footer_checksum:
-            raise InputError(
-                f"{part.uri} is not what it was when the run was planned; restore it, or start a new run with another "
-                "output."
-            )
-        stream.seek(0)
-        reader = pq.ParquetFile(stream, metadata=footer.metadata, page_checksum_verification=True)
-        for group, skip, count in _row_groups(footer.metadata, part):
-            try:
-                yield from _group_values(reader, group, skip, count, is_part=spec.is_part)
-            except OSError as error:
-                raise explain_os_error(error, f"read {part.uri}") from error
+        reader = _open_unchanged(stream, part)
+        names = reader.schema_arrow.names[num_hidden:]
+        for values, error in _slice_values(reader, part, columns):
+            number += 1
+            where = f"{part.uri.rpartition('/')[2]}, row {number}"
+            if num_hidden and error is None:
+                row_error, file, row = values[:num_hidden]
+                where = f"{file}, row {row}"
+                error = RowError(row_error) if row_error else None
+            yield InputRow(dict(zip(names, values[num_hidden:], strict=False)), error, where)
 
 
-def _row_groups(metadata: pq.FileMetaData, part: FileSlice) -> Iterator[tuple[int, int, int]]:
-    """The row groups of a slice; of each, how many rows come before the slice, and how many belong to it."""
-    ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
-    stop = part.first_row + part.num_rows
-    for group in range(int(np.searchsorted(ends, part.first_row, side="right")), len(ends)):
-        start = int(ends[group - 1]) if group else 0
-        if start >= stop:
-            return
-        skip = max(part.first_row - start, 0)
-        yield group, skip, min(stop, int(ends[group])) - start - skip
+def _open_unchanged(stream: BinaryIO, part: FileSlice) -> pq.ParquetFile:
+    if stream.seek(0, io.SEEK_END) == part.size:
+        found, reader = open_parquet(stream, part.uri)
+        if found.footer_checksum == part.footer_checksum:
+            return reader
+    raise InputError(
+        f"{part.uri} is not what it was when the run was planned; restore it, or start a new run with another output."
+    )
 
 
-def _group_values(reader: pq.ParquetFile, group: int, skip: int, count: int, *, is_part: bool) -> Iterator[Values]:
-    """`count` rows of a row group after the first `skip`. What comes before them is read in vain."""
+def _slice_values(reader: pq.ParquetFile, part: FileSlice, columns: pa.Schema) -> Iterator[RowValues]:
+    """Row group by row group: what comes before the slice in the first of them is read in vain."""
+    metadata = reader.metadata
+    ends = list(accumulate(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)))
+    at, stop = part.first_row, part.first_row + part.num_rows
+    while at < stop:
+        group = bisect_right(ends, at)
+        start, end = ends[group] - metadata.row_group(group).num_rows, min(stop, ends[group])
+        try:
+            yield from _group_values(reader, group, at - start, end - at, columns)
+        except OSError as error:
+            raise explain_os_error(error, f"read {part.uri}") from error
+        at = end
+
+
+def _group_values(reader: pq.ParquetFile, group: int, skip: int, count: int, columns: pa.Schema) -> Iterator[RowValues]:
+    """`count` rows of a row group after the first `skip`."""
     batches = reader.iter_batches(_BATCH_ROWS, row_groups=[group], use_threads=False)
     while count:
         try:
             batch = next(batches)
-            wanted = batch.slice(skip, count)
-            skip = max(0, skip - batch.num_rows)
-            values = _values(wanted, is_part=is_part)
+            values = _batch_values(batch.slice(skip, count), columns)
         except (StopIteration, *_DAMAGE_ERRORS) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's trouble, not the file's
             reason = "it is shorter than it says" if isinstance(error, StopIteration) else first_line(error)
             damage = InputError(f"row group {group} is damaged ({reason})")
-            yield from (({}, damage) for _ in range(count))
+            yield from (((), damage) for _ in range(count))
             return
+        skip = max(0, skip - batch.num_rows)
         count -= len(values)
         yield from values
 
 
-def _values(batch: pa.RecordBatch, *, is_part: bool) -> list[Values]:
-    """Rows as Python values; one that has none (text that is no UTF-8, a date beyond the year 9999) is a RowError."""
-    names: list[Any] = list(batch.schema.names)
-    if is_part:
-        names[: len(HIDDEN)] = _HIDDEN_KEYS
-    columns = []
-    for at, field in enumerate(batch.schema):
-        column = batch.column(at)
-        if pa.types.is_temporal(field.type) and getattr(field.type, "unit", None) == "ns":  # Python's times have none
-            column = column.cast(storable_columns([field], "").field(0).type, safe=False)
-        columns.append(column)
+def _batch_values(batch: pa.RecordBatch, columns: pa.Schema) -> list[RowValues]:
+    """Rows as Python values; one with a value that has none (text that is no UTF-8, a date beyond the year 9999), or
+    none in its column's type, is a RowError."""
+    kinds = [columns.field(name).type if name in columns.names else None for name in batch.schema.names]
     try:
-        lists = [column.to_pylist() for column in columns]
-    except UNFIT_ERRORS as error:
-        if batch.num_rows == 1:
-            return [({}, RowError(f"a value cannot be read ({first_line(error)})"))]
-        return [row for at in range(batch.num_rows) for row in _values(batch.slice(at, 1), is_part=is_part)]
-    return [(dict(zip(names, row, strict=True)), None) for row in zip(*lists, strict=True)]
+        lists = [_values(column, kind) for column, kind in zip(batch.columns, kinds, strict=True)]
+    except UNFIT_ERRORS:
+        return [_row_values(batch.slice(at, 1), kinds) for at in range(batch.num_rows)]
+    return [(row, None) for row in zip(*lists, strict=True)]
+
+
+def _row_values(row: pa.RecordBatch, kinds: Sequence[pa.DataType | None]) -> RowValues:
+    """What can be read of a batch of one row."""
+    values: list[Any] = []
+    error = None
+    for column, kind in zip(row.columns, kinds, strict=True):
+        try:
+            values += _values(column, kind)
+        except UNFIT_ERRORS as found:
+            values.append(None)
+            error = error or RowError(f"a value cannot be read ({first_line(found)})")
+    return values, error
+
+
+def _values(column: pa.Array, kind: pa.DataType | None) -> list[Any]:
+    """A column's values as those of type `kind`; None: as they are."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
+    if pa.types.is_temporal(column.type) and getattr(column.type, "unit", None) == "ns":  # Python's times have none
+        column = column.cast(storable_columns([pa.field("", column.type)], "").types[0], safe=False)
+    if kind in (None, column.type):
+        return column.to_pylist()
+    if pa.types.is_decimal(column.type) and pa.types.is_floating(kind):  # Arrow takes no `Decimal` for a float
+        column = column.cast(kind)
+    return pa.array(column.to_pylist(), kind).to_pylist()
 
 
 def _tail(stream: BinaryIO, count: int) -> bytes:

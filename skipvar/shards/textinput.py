@@ -1,40 +1,41 @@
-"""Text inputs (txt, jsonl, csv): one pass that brings their rows into the normal form (`skipvar.shards.parts`)."""
+"""Text inputs (txt, jsonl, csv) in their normal form: typed Parquet parts, made in one pass and published once."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from skipvar.errors import RowError, first_line
-from skipvar.shards.columns import UNFIT_ERRORS, fit_csv, fit_json
+from skipvar.errors import InputError, RowError, StorageError
+from skipvar.shards.columns import fit_csv, fit_json
 from skipvar.shards.inputs import InputFile, Inputs
-from skipvar.shards.parts import PartWriter
 from skipvar.shards.rows import (
     MAX_ROW_BYTES,
     SETTINGS,
     InputSpec,
-    RowReader,
     approximate_bytes,
-    check_size,
-    id_text,
     is_empty,
+    label_of,
+    row_settings,
     shown_prompt,
 )
+from skipvar.shards.sources import HIDDEN, open_parquet
+from skipvar.shards.storage import Storage, explain_os_error, join
 from skipvar.shards.textrows import RawRow, TextRows
+from skipvar.shards.unitfile import read_table
+from skipvar.types import FileSlice
 
-
-@dataclass(frozen=True)
-class NormalFile:
-    """A text file that was brought into its normal form: its rows among those of all parts."""
-
-    first_row: int
-    num_rows: int
-    sha256: str
-    """Of the whole file, or up to the last row that `input.limit` lets in."""
+INPUT = "_input/"
+ROW_GROUP_ROWS, ROW_GROUP_BYTES = 4096, 1 << 20
+"""Small, so that reading a unit's few rows is cheap."""
+PART_ROWS, PART_BYTES = 1 << 20, 64 << 20
+"""A part is published by one upload from memory. Borders are drawn by rows and raw bytes: the same input gives the same
+parts, whatever the compression makes of them."""
+_ROW_OVERHEAD_BYTES = 32
 
 
 class TextNormaliser:
@@ -43,80 +44,186 @@ class TextNormaliser:
     def __init__(self, spec: InputSpec, columns: Sequence[str]) -> None:
         """`columns`: which of the prompt's, the id's and the settings' columns the files may have."""
         self._spec = spec
-        self._reader = RowReader(spec)
         types = {**SETTINGS, spec.input.id_column: pa.string(), spec.input.prompt_column: pa.string()}
-        self._special = list(columns)
+        schema = pa.schema([*((name, types[name]) for name in columns), *spec.columns])
+        self._names = schema.names
         self._own = list(spec.columns)
-        self._own_names = spec.columns.names
-        self._nothing = dict.fromkeys(self._special)
-        self._parts = PartWriter(pa.schema([*((name, types[name]) for name in self._special), *spec.columns]))
-        self.finish = self._parts.finish
+        self._only_prompts = len(columns) == 1
+        self._writer = _PartWriter(schema)
 
-    def add(self, inputs: Inputs, file: InputFile, limit: int | None) -> NormalFile:
-        """Take the rows of a file, the first `limit` of them at most."""
-        first_row = self._parts.num_rows
-        with rows_of(inputs, file, self._spec.input.prompt_column) as rows:
-            name = file.name
+    @property
+    def folder(self) -> "tempfile.TemporaryDirectory[str]":
+        """Where the parts lie; it goes when nobody refers to it any more."""
+        return self._writer.folder
+
+    def add(self, inputs: Inputs, file: InputFile, limit: int) -> tuple[int, str]:
+        """Take the rows of a file, the first `limit` of them at most. Their number, and the SHA-256 of the whole file,
+        or up to the last row that `limit` lets in."""
+        number, name = 0, file.name
+        fit = fit_csv if file.format == "csv" else fit_json
+        with inputs.open(file.uri) as stream:
+            rows = TextRows(stream, file, self._spec.input.prompt_column)
             for number, row in enumerate(islice(rows, limit), start=1):
-                values, own, error = self._normal(file.format, row)
-                columns = [values[key] for key in self._special]
-                if self._own_names:
-                    columns += [own.get(key) for key in self._own_names]
-                self._parts.add([error, name, number, *columns], sum(map(approximate_bytes, columns)))
-            return NormalFile(first_row, self._parts.num_rows - first_row, rows.sha256())
+                values, error = self._normal(row, fit)
+                columns = [values.get(key) for key in self._names]
+                self._writer.add([error, name, number, *columns], sum(map(approximate_bytes, columns)))
+            return number, rows.sha256()
 
-    def _normal(self, format: str, row: RawRow) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-        """The special columns' values, the user's own, and what is wrong with the row."""
+    def finish(self) -> Sequence[FileSlice]:
+        """All parts, whole files; to be called after the last file."""
+        return self._writer.finish()
+
+    def _normal(self, row: RawRow, fit: Callable[[Any, pa.Field], Any]) -> tuple[dict[str, Any], str | None]:
+        """The values of the part's columns (None where there is none), and what is wrong with the row."""
+        prompt_column = self._spec.input.prompt_column
         if isinstance(row, RowError):
-            return {**self._nothing, self._spec.input.prompt_column: ""}, {}, str(row)
+            return {prompt_column: ""}, str(row)
         own: dict[str, Any] = {}
-        fit = fit_csv if format == "csv" else fit_json
         try:
-            special = self._settings(row)
-            check_size(row)
+            settings = self._settings(row)
             for field in self._own:
                 own[field.name] = fit(row.get(field.name), field)
-            return special, own, None
+            return settings | own, None
         except RowError as error:
-            reason = str(error)
-        except UNFIT_ERRORS as error:
-            reason = f"the row cannot be used ({first_line(error)})"
-        return {**self._nothing, **self._shown(row)}, own, reason
+            label = label_of(row, self._spec.input.id_column)
+            shown = {self._spec.input.id_column: label, prompt_column: shown_prompt(row.get(prompt_column))}
+            return own | shown, str(error)
 
     def _settings(self, row: dict[str, Any]) -> dict[str, Any]:
-        spec = self._spec
-        if len(self._special) == 1:  # txt: nothing but the prompt
-            prompt = row[spec.input.prompt_column]
-            if not prompt.isspace() and len(prompt) < MAX_ROW_BYTES // 4:
+        """The row's columns that are not the user's own. RowError where one is bad."""
+        names = self._spec.input
+        if self._only_prompts:  # the checks of a txt would take as long as the rest
+            is_small = sum(map(approximate_bytes, row.values())) <= MAX_ROW_BYTES
+            if is_small and not row[names.prompt_column].isspace():
                 return row
-        settings = self._reader.settings(row)
-        values = {
+        settings = row_settings(row, self._spec)
+        return {
             "seed": settings.seed,
             "cfg": _setting_text(row.get("cfg")),
             "tau": _setting_text(row.get("tau")),
             "negative_prompt": row.get("negative_prompt"),
             "aspect_ratio": None if is_empty(row.get("aspect_ratio")) else settings.aspect_ratio,
-        }
-        return {**values, **self._labels(row), spec.input.prompt_column: settings.prompt}
-
-    def _shown(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What the error table tells of a row that cannot be used."""
-        return {
-            **self._labels(row),
-            self._spec.input.prompt_column: shown_prompt(row.get(self._spec.input.prompt_column)),
+            names.id_column: label_of(row, names.id_column),
+            names.prompt_column: settings.prompt,
         }
 
-    def _labels(self, row: dict[str, Any]) -> dict[str, Any]:
-        id = row.get(self._spec.input.id_column)
-        text = None if is_empty(id) else id_text(id)
-        return {self._spec.input.id_column: None if text is None else text.encode("utf-8", "replace").decode()}
+
+class _PartWriter:
+    """Writes rows into parts in a local folder; holds one row group in memory."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        """`schema`: the rows' columns, the hidden ones not among them."""
+        self._schema = pa.schema([*(pa.field(*pair) for pair in HIDDEN), *schema])
+        self._rows: list[Sequence[Any]] = []
+        self._group_bytes = self._part_bytes = self._part_rows = 0
+        self._writer: pq.ParquetWriter | None = None
+        self._parts: list[FileSlice] = []
+        try:
+            self.folder = tempfile.TemporaryDirectory(prefix="skipvar-input-")
+        except OSError as error:
+            raise explain_os_error(error, f"write to {tempfile.gettempdir()} (TMPDIR names another folder)") from error
+
+    def add(self, row: Sequence[Any], num_bytes: int) -> None:
+        """Take a row: its error, file and number there, then its values in the order of the schema."""
+        self._rows.append(row)
+        self._group_bytes += num_bytes + _ROW_OVERHEAD_BYTES
+        if self._group_bytes >= ROW_GROUP_BYTES or len(self._rows) >= ROW_GROUP_ROWS:
+            self._flush()
+            if self._part_bytes >= PART_BYTES or self._part_rows >= PART_ROWS:
+                self._end_part()
+
+    def finish(self) -> Sequence[FileSlice]:
+        """Write what is still in memory and end the last part; all of them, in the order of their rows."""
+        self._flush()
+        self._end_part()
+        return self._parts
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        columns = zip(*self._rows, strict=True)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        try:
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(
+                    self._path(),
+                    self._schema,
+                    compression="zstd",
+                    use_dictionary=["source_file"],
+                    write_statistics=False,
+                    write_page_checksum=True,
+                )
+            self._writer.write_batch(batch, row_group_size=batch.num_rows)
+        except OSError as error:
+            raise self._explained(error) from error
+        self._part_rows += batch.num_rows
+        self._part_bytes += self._group_bytes
+        self._group_bytes = 0
+        self._rows = []
+
+    def _end_part(self) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.close()
+            with Path(self._path()).open("rb") as stream:
+                part, _ = open_parquet(stream, self._path(), is_part=True)
+        except OSError as error:
+            raise self._explained(error) from error
+        self._parts.append(part)
+        self._writer = None
+        self._part_rows = self._part_bytes = 0
+
+    def _path(self) -> str:
+        return str(Path(self.folder.name) / _part_name(len(self._parts)))
+
+    def _explained(self, error: OSError) -> StorageError:
+        return explain_os_error(error, f"write {self._path()} (TMPDIR names another folder)")
 
 
-@contextmanager
-def rows_of(inputs: Inputs, file: InputFile, prompt_column: str) -> Iterator[TextRows]:
-    """A text file, open at its first row."""
-    with inputs.open(file.uri) as stream:
-        yield TextRows(stream, file.uri, file.format, prompt_column)
+def publish_parts(folder: str, storage: Storage) -> dict[str, FileSlice]:
+    """Put the parts in a local folder beside the dataset: where each lies now, by its local path. Those that an earlier
+    attempt published stay: their rows are the same.
+    """
+    published = {}
+    for path in sorted(Path(folder).iterdir()):
+        name, data = INPUT + path.name, path.read_bytes()
+        if not storage.put_if_absent(name, data) and not _same_rows(storage.read(name), data):
+            raise StorageError(f"{join(storage.uri, name)} is not of this run's input; give another output.path.")
+        published[str(path)] = _published(storage, name)
+    return published
+
+
+def find_parts(storage: Storage) -> list[FileSlice]:
+    """The parts that are published under this output, up to the first that is missing."""
+    names = {entry.name for entry in storage.list(INPUT)}
+    found: list[FileSlice] = []
+    while (name := INPUT + _part_name(len(found))) in names:
+        found.append(_published(storage, name))
+    return found
+
+
+def _published(storage: Storage, name: str) -> FileSlice:
+    try:
+        with storage.open(name) as stream:
+            return open_parquet(stream, join(storage.uri, name), is_part=True)[0]
+    except InputError as error:
+        raise StorageError(f"{str(error).rstrip('.')}; delete it and run the same command again.") from error
+
+
+def _same_rows(present: bytes, data: bytes) -> bool:
+    """Whether two parts hold the same rows: another version of pyarrow may write them in other bytes."""
+    if present == data:
+        return True
+    try:
+        return bool(read_table(present).equals(read_table(data)))
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def _part_name(number: int) -> str:
+    return f"part-{number:05d}.parquet"
 
 
 def _setting_text(value: Any) -> str | None:

@@ -79,7 +79,7 @@ class Job:
             storage=config.storage,
             form=config.output,
             images_per_prompt=config.sampling.images_per_prompt,
-            columns=self.plan.columns,
+            columns=self.plan.spec.columns,
             model="emoji",
             policy="spread",
             fingerprint=self.record.fingerprint,

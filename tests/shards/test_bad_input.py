@@ -125,6 +125,12 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
             read_all(make_config(input__path=path))
 
 
+def test_a_file_whose_name_is_no_text(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/na\xefve.txt")).write_text("a prompt\n")
+    with pytest.raises(InputError, match=r"na\\udcefve\.txt': the file's name is no valid text"):
+        read_all(make_config(input__path=str(tmp_path / "*.txt")))
+
+
 def test_a_long_prompt_is_cut_before_it_is_measured() -> None:
     from PIL import ImageFont
 

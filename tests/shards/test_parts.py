@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-import skipvar.shards.parts as parts
+import skipvar.shards.textinput as textinput
 from shards.making import NUM_SCALES, Job, make_config, read_all, write
 from skipvar.config import RunConfig
 from skipvar.errors import InputError, StorageError
@@ -21,8 +21,8 @@ from skipvar.types import Failure, Request
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of six rows in row groups of two."""
-    monkeypatch.setattr(parts, "ROW_GROUP_ROWS", 2)
-    monkeypatch.setattr(parts, "PART_ROWS", 6)
+    monkeypatch.setattr(textinput, "ROW_GROUP_ROWS", 2)
+    monkeypatch.setattr(textinput, "PART_ROWS", 6)
 
 
 def mixed_input(folder: Path, num_rows: int = 10) -> RunConfig:
@@ -49,7 +49,7 @@ def test_published_input_gives_the_same_requests(tmp_path: Path) -> None:
     config = mixed_input(tmp_path)
     before = read_all(config)
     plan = plan_input(config, NUM_SCALES)
-    local = Path(plan.unpublished.folder.name)  # type: ignore[union-attr]
+    local = Path(plan.unpublished.name)  # type: ignore[union-attr]
     assert local.is_dir() and not (tmp_path / "out").exists()
     published = publish_input(plan, open_storage(config.output.path, config.storage))
     assert not local.exists()

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import uuid
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +128,48 @@ def test_parquet_types(tmp_path: Path) -> None:
     first, second = requests_of(str(tmp_path / "*.parquet"))
     assert first.seed == 1 and first.cfg == (3, 2, 1) and first.columns["boxes"] == [{"x": 1}]
     assert second.seed > 1 and second.columns["tag"] is None
-    columns = plan_input(config, NUM_SCALES).columns
+    columns = plan_input(config, NUM_SCALES).spec.columns
     assert columns.field("when").type == pa.timestamp("us", "UTC") and columns.field("tag").type == pa.string()
+
+
+def test_a_parquet_column_of_an_extension_type_is_kept_as_it_is_stored(tmp_path: Path) -> None:
+    labels = [uuid.uuid4().bytes, None]
+    pq.write_table(pa.table({"prompt": ["a", "b"], "label": pa.array(labels, pa.uuid())}), tmp_path / "a.parquet")
+    requests = requests_of(str(tmp_path / "a.parquet"))
+    assert [request.columns["label"] for request in requests] == labels
+
+
+def test_columns_of_other_types_in_other_files_are_brought_into_one(tmp_path: Path) -> None:
+    """Values that do not fit make error rows, with all that can be read of them."""
+    pq.write_table(pa.table({"prompt": ["a", "b"], "id": ["i", "j"], "n": [1, 2**60 + 1]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"prompt": ["c"], "n": [0.5], "k": pa.array([7], pa.uint8())}), tmp_path / "b.parquet")
+    rows = [{"prompt": "x"}] * 10_000 + [{"prompt": "y", "k": 255}, {"prompt": "z", "k": 300}]
+    write(tmp_path / "c.jsonl", "\n".join(map(json.dumps, rows)))
+    config = make_config(input__path=str(tmp_path / "*"))
+    columns = plan_input(config, NUM_SCALES).spec.columns
+    assert [str(field.type) for field in columns] == ["double", "uint8"]
+    items = read_all(config)
+    first, bad, other = items[:3]
+    fits, too_large = items[-2:]
+    assert isinstance(first, Request) and isinstance(other, Request) and isinstance(fits, Request)
+    assert (first.columns["n"], type(first.columns["n"])) == (1.0, float) and other.columns == {"n": 0.5, "k": 7}
+    assert isinstance(bad, Failure) and (bad.id, bad.prompt) == ("j", "b") and "cannot be read" in bad.message
+    assert fits.columns["k"] == 255
+    assert isinstance(too_large, Failure) and "column 'k' is a number here, but uint8" in too_large.message
+
+
+def test_decimals_in_a_column_of_floats(tmp_path: Path) -> None:
+    prices = pa.array([Decimal("2.50"), None], pa.decimal128(10, 2))
+    pq.write_table(pa.table({"prompt": ["a", "b"], "price": prices}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"prompt": ["c"], "price": [0.25]}), tmp_path / "b.parquet")
+    assert [item.columns["price"] for item in requests_of(str(tmp_path / "*.parquet"))] == [2.5, None, 0.25]
+
+
+def test_columns_of_files_beyond_the_limit_do_not_count(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"prompt": ["a", "b"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"prompt": ["c"], "n": [1]}), tmp_path / "b.parquet")
+    requests = requests_of(str(tmp_path / "*.parquet"), input__limit=2)
+    assert [(request.prompt, request.columns) for request in requests] == [("a", {}), ("b", {})]
 
 
 BAD_ROWS = {
@@ -262,7 +304,7 @@ def test_types_that_do_not_fit_over_files(tmp_path: Path) -> None:
     write(tmp_path / "b.csv", "prompt,n\nx,\n")
     write(tmp_path / "c.csv", "prompt,n\nx,abc\n")
     assert (
-        plan_input(make_config(input__path=str(tmp_path / "[ab].csv")), NUM_SCALES).columns.field("n").type
+        plan_input(make_config(input__path=str(tmp_path / "[ab].csv")), NUM_SCALES).spec.columns.field("n").type
         == pa.int64()
     )
     with pytest.raises(InputError, match=r"c\.csv.*another type"):

@@ -59,9 +59,9 @@ def test_every_column_is_there_in_its_type(rich: Job) -> None:
     schema = pq.read_schema(rich.storage.open("data/unit-000000000.parquet"))
     assert schema.names == [*COLUMNS, "tag", "input_width", "include"]
     assert schema.field("cfg").type.value_type == pa.float32()
-    assert schema.equals(dataset_schema(rich.plan.columns))
+    assert schema.equals(dataset_schema(rich.plan.spec.columns))
     errors = pq.read_schema(rich.storage.open("errors/unit-000000000.1.parquet"))
-    assert errors.equals(error_schema(rich.plan.columns))
+    assert errors.equals(error_schema(rich.plan.spec.columns))
 
 
 def test_readers_of_others_open_it(rich: Job, tmp_path: Path) -> None:
@@ -199,5 +199,5 @@ def test_text_that_is_no_utf8_in_a_message(tmp_path: Path) -> None:
 
 
 def test_the_specification_travels(rich: Job) -> None:
-    assert pickle.loads(pickle.dumps(rich.spec)).columns.equals(rich.plan.columns)
+    assert pickle.loads(pickle.dumps(rich.spec)).columns.equals(rich.plan.spec.columns)
     assert len(pickle.dumps(rich.plan.spec)) < 5000
