@@ -107,7 +107,8 @@ def check_store_answers(config: RunConfig) -> None:
     """
     inputs = config.input.path if isinstance(config.input.path, list) else [config.input.path]
     model = config.model
-    asked = [config.output.path, *inputs, config.policy, model.path, model.vae_path, model.text_encoder_path]
+    asked = [config.output.path, *inputs, config.policy, model.path, model.vae_path, model.text_encoder_path,
+             config.audit.state]  # fmt: skip
     uri = next((uri for uri in asked if uri is not None and uri.startswith("s3://")), None)
     if uri is not None:
         storage = replace(config.storage, retry_seconds=min(config.storage.retry_seconds, START_PATIENCE_SECONDS))
