@@ -19,8 +19,9 @@ from skipvar.shards.cache import StoredFiles
 from skipvar.shards.lease import Lease, acquire
 from skipvar.shards.ledger import Ledger
 from skipvar.shards.prompts import Plan, PublishedInput, find_published, plan_input, publish_input
-from skipvar.shards.record import FINGERPRINT_DIGITS, RunRecord, fingerprint
+from skipvar.shards.record import FINGERPRINT_DIGITS, RunRecord, fingerprint, now
 from skipvar.shards.rows import InputSpec
+from skipvar.shards.schema import SCHEMA_VERSION
 from skipvar.shards.storage import Storage, open_storage, split_s3
 from skipvar.shards.writer import DatasetSpec
 from skipvar.types import Unit
@@ -158,15 +159,22 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
     """
     resolved, plan = prepare(config, device, known_input(config))
     parts = fingerprint_parts(config, resolved, plan)
-    output = config.output.path.replace(FINGERPRINT_FIELD, fingerprint(parts))
-    storage = open_storage(output, config.storage)
+    run_fingerprint = fingerprint(parts)
+    storage = open_storage(config.output.path.replace(FINGERPRINT_FIELD, run_fingerprint), config.storage)
     storage.check_writable()
     lease = acquire(storage, config.storage.lease_stale_seconds, sleep)
     try:
         ledger = Ledger(storage)
         record, is_resumed = ledger.open_run(
-            RunRecord.new(
-                parts, plan.identity, resolved=resolved.to_dict(), config=to_dict(config), versions=_versions()
+            RunRecord(
+                fingerprint=run_fingerprint,
+                schema_version=SCHEMA_VERSION,
+                parts=parts,
+                input=plan.identity,
+                resolved=resolved.to_dict(),
+                config=to_dict(config),
+                versions=_versions(),
+                created_at=now(),
             )
         )
         plan = publish_input(plan, storage)

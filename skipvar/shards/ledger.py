@@ -2,13 +2,10 @@
 
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-import pyarrow as pa
 
 from skipvar.errors import ConfigError, NotFoundError, StorageError
 from skipvar.shards.card import dataset_card
@@ -24,6 +21,7 @@ from skipvar.shards.unitfile import (
     parse_error_name,
     read_columns,
     read_unit_footer,
+    unit_files,
 )
 from skipvar.types import RequestKey, Unit
 
@@ -34,6 +32,7 @@ SUCCESS_FILE = "_SUCCESS"
 CARD_FILE = "README.md"
 LOG = "_log/"
 _FOOTER_THREADS = 16
+_ERROR_COLUMNS = ("position", "image_index", "error_class", "message")
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,14 @@ class FailedUnit:
     """A unit with error rows that count."""
 
     unit: int
-    files: Mapping[RequestKey, str]
-    """The requests that have no image yet, each with the error file that holds its row."""
+    rows: Mapping[RequestKey, Mapping[str, Any]]
+    """`error_class` and `message` of each request that has no image yet."""
     next_retry: int
 
     @property
     def keys(self) -> frozenset[RequestKey]:
         """Those requests."""
-        return frozenset(self.files)
+        return frozenset(self.rows)
 
 
 class Ledger:
@@ -60,14 +59,11 @@ class Ledger:
     def read_run(self) -> RunRecord | None:
         """The record of the run in this output; None if there is none."""
         try:
-            record = RunRecord.from_json(self._storage.read(RUN_FILE))
+            return RunRecord.from_json(self._storage.read(RUN_FILE))
         except NotFoundError:
             return None
-        except (ValueError, RecursionError) as error:
-            raise StorageError(f"{self._storage.uri}/{RUN_FILE} is not valid JSON; give another output.") from error
-        if record is None:
-            raise StorageError(f"{self._storage.uri}/{RUN_FILE} is not the record of a run; give another output.")
-        return record
+        except ValueError as error:
+            raise StorageError(f"{self._storage.uri}/{RUN_FILE} is {error}; give another output.") from error
 
     def open_run(self, record: RunRecord) -> tuple[RunRecord, bool]:
         """Begin a run in this output, or go on with the one that is there: its record, and whether it was there.
@@ -109,13 +105,10 @@ class Ledger:
         Lists `data/` and `errors/` once; reads the footers and error files of the units that have any.
         """
         suspects = {parsed[0] for entry in self._storage.list(ERRORS) if (parsed := parse_error_name(entry.name))}
-        retries: dict[int, list[int]] = defaultdict(list)
-        for (unit, retry), _ in data_files(self._storage):
-            if unit in suspects:
-                retries[unit].append(retry)
+        retries = unit_files(self._storage, suspects)
         with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-            for failed in pool.map(lambda unit: self._failed_unit(unit, sorted(retries[unit])), sorted(retries)):
-                if failed.files:
+            for failed in pool.map(self._failed_unit, retries, retries.values()):
+                if failed.rows:
                     yield failed
 
     def retry_units(self, plan: Plan) -> Iterator[Unit]:
@@ -125,7 +118,7 @@ class Ledger:
 
     def num_errors(self) -> int:
         """The error rows that count."""
-        return sum(len(failed.files) for failed in self.failed_requests())
+        return sum(len(failed.rows) for failed in self.failed_requests())
 
     def finish(self, state: State, counts: Mapping[str, Any]) -> None:
         """Record how the run ended; at a whole dataset also the card and, last of all, `_SUCCESS`."""
@@ -143,23 +136,15 @@ class Ledger:
             self._storage.replace(SUCCESS_FILE, json_file({"state": state, "counts": counts}))
 
     def _failed_unit(self, unit: int, retries: list[int]) -> FailedUnit:
-        files: dict[RequestKey, str] = {}
+        rows: dict[RequestKey, dict[str, Any]] = {}
         for retry in retries:
-            name = data_name(unit, retry)
-            with self._storage.open(name) as file:
-                footer = read_unit_footer(file, f"{self._storage.uri}/{name}")
+            footer = read_unit_footer(self._storage, data_name(unit, retry))
             for key in footer.retried or ():
-                files.pop(key, None)
+                rows.pop(key, None)
             if footer.errors is not None:
-                files |= dict.fromkeys(self._error_keys(footer.errors), footer.errors)
-        return FailedUnit(unit, files, max(retries, default=0) + 1)
-
-    def _error_keys(self, name: str) -> Iterator[RequestKey]:
-        try:
-            table = read_columns(self._storage, name, ["position", "image_index"])
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise StorageError(f"{self._storage.uri}/{name} is not a readable Parquet file.") from error
-        return zip(*(column.to_pylist() for column in table.columns), strict=True)
+                found = read_columns(self._storage, footer.errors, _ERROR_COLUMNS).to_pylist()
+                rows |= {(row["position"], row["image_index"]): row for row in found}
+        return FailedUnit(unit, rows, retries[-1] + 1)
 
     def _refuse_foreign_data(self) -> None:
         if next(self._storage.list(DATA), None) is not None:
