@@ -11,7 +11,7 @@ from skipvar.errors import ConfigError
 from skipvar.shards.encode import decode_image, encode_image
 from skipvar.shards.ledger import SUCCESS_FILE, Ledger
 from skipvar.shards.schema import own_names
-from skipvar.shards.storage import Storage, explain_os_error
+from skipvar.shards.storage import Storage, explained
 from skipvar.shards.unitfile import data_name, open_unit, unit_files
 
 MAX_SHARD_BYTES = 1_000_000_000
@@ -41,14 +41,13 @@ def export(storage: Storage, form: str, destination: Path) -> int:
             "`skipvar verify OUTPUT --repair` says which."
         )
     names = {stored: own for own, stored in own_names(list(record.input.columns)).items()}
-    try:
-        temporary.mkdir(parents=True)
+    with explained(f"write {temporary}"):
+        try:
+            temporary.mkdir(parents=True)
+        except FileExistsError as error:
+            raise ConfigError(f"{temporary} is left of an export that was cut off; remove it.") from error
         num_images = FORMS[form](_rows(storage, units), names, temporary)
         temporary.rename(destination)
-    except FileExistsError as error:
-        raise ConfigError(f"{temporary} is left of an export that was cut off; remove it.") from error
-    except OSError as error:
-        raise explain_os_error(error, f"write {temporary}") from error
     return num_images
 
 
