@@ -25,8 +25,9 @@ def export(storage: Storage, form: str, destination: Path) -> int:
 
     Returns the number of images. `ConfigError` where the dataset is not finished or the folder is in use.
     """
-    record = Ledger(storage).read_run()
-    if record is None or not storage.exists(SUCCESS_FILE):
+    ledger = Ledger(storage)
+    record = ledger.read_run()
+    if record is None or not ledger.is_finished():
         raise ConfigError(f"{storage.uri} is not a finished dataset (it has no {SUCCESS_FILE}); finish the run first.")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ConfigError(f"{destination} exists and is not an empty folder; give another destination.")

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -72,7 +72,11 @@ class Ledger:
         """
         present = self.read_run()
         if present is None:
-            self._refuse_foreign_data()
+            if next(self._storage.list(DATA), None) is not None:
+                raise ConfigError(
+                    f"{self._storage.uri} has a data/ folder but no {RUN_FILE}: it is no output of a run; "
+                    "give another one."
+                )
             if self._storage.put_if_absent(RUN_FILE, record.to_json()):
                 return record, False
             present = self.read_run()  # another run began at the same moment
@@ -94,6 +98,22 @@ class Ledger:
                 for entry in list(self._storage.list(prefix)):
                     self._storage.delete(entry.name)
             self._storage.delete(RUN_FILE)
+
+    def is_finished(self) -> bool:
+        """Whether a run ended here with a whole dataset: `_SUCCESS` is there."""
+        try:
+            self._storage.read(SUCCESS_FILE)
+        except NotFoundError:
+            return False
+        return True
+
+    def unpublish(self, units: Collection[int]) -> list[str]:
+        """Remove the data files of these units, so that the next run makes them again. Returns the names removed."""
+        names = [name for (unit, _), name in data_files(self._storage) if unit in units]
+        self._storage.delete(SUCCESS_FILE)  # first: from here on the dataset is not whole
+        for name in names:
+            self._storage.delete(name)
+        return names
 
     def done_units(self) -> set[int]:
         """The units that are published, by one listing of `data/`."""
@@ -145,12 +165,6 @@ class Ledger:
                 found = read_columns(self._storage, footer.errors, _ERROR_COLUMNS).to_pylist()
                 rows |= {(row["position"], row["image_index"]): row for row in found}
         return FailedUnit(unit, rows, retries[-1] + 1)
-
-    def _refuse_foreign_data(self) -> None:
-        if next(self._storage.list(DATA), None) is not None:
-            raise ConfigError(
-                f"{self._storage.uri} has a data/ folder but no {RUN_FILE}: it is no output of a run; give another one."
-            )
 
     def _refuse_differences(self, present: RunRecord, record: RunRecord) -> None:
         old, new = (

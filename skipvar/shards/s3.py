@@ -136,13 +136,6 @@ class S3Storage:
     def delete(self, name: str) -> None:
         self._call_on("delete", name, self._client.delete_object)
 
-    def exists(self, name: str) -> bool:
-        try:
-            self._call_on("read", name, self._client.head_object)
-        except NotFoundError:
-            return False
-        return True
-
     def _get(self, name: str, **which: str) -> bytes:
         """The whole object, or a range of it as long as it is the same."""
 

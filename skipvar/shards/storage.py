@@ -49,9 +49,6 @@ class Storage(Protocol):
     def delete(self, name: str) -> None:
         """Remove the object; no error if there is none."""
 
-    def exists(self, name: str) -> bool:
-        """Whether there is such an object; its content is not read."""
-
 
 def split_s3(uri: str) -> tuple[str, str]:
     """Bucket and key (or prefix, or pattern) of an `s3://` address."""
@@ -110,12 +107,10 @@ class LocalStorage:
     def __init__(self, uri: str) -> None:
         try:
             self.root = Path(uri).expanduser().absolute()
-        except RuntimeError as error:  # ~user, and there is no such user
-            raise ConfigError(f"The location {uri[:200]!r} cannot be used: its user is not known here.") from error
-        try:
             self.root.exists()
-        except (OSError, ValueError) as error:  # a name too long for any file
-            reason = error.strerror if isinstance(error, OSError) else error
+        except (OSError, RuntimeError, ValueError) as error:  # a name too long for any file; an unknown ~user
+            is_user = isinstance(error, RuntimeError)
+            reason = "its user is not known here" if is_user else getattr(error, "strerror", error)
             raise ConfigError(f"The location {uri[:200]!r} cannot be used: {reason}.") from error
         self.uri = str(self.root)
         self._clean_temporary()
@@ -187,11 +182,6 @@ class LocalStorage:
         if path.parent != self.root:
             with contextlib.suppress(OSError):  # not empty, or gone already
                 path.parent.rmdir()
-
-    def exists(self, name: str) -> bool:
-        path = self._path(name)
-        with explained(f"read {path}"):
-            return path.exists()
 
     def _path(self, name: str) -> Path:
         parts = PurePosixPath(name)

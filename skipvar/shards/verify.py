@@ -22,7 +22,6 @@ from skipvar.shards.unitfile import (
     ERRORS,
     ContentHash,
     UnitFooter,
-    data_files,
     data_name,
     has_own_checksum,
     parse_data_name,
@@ -65,7 +64,8 @@ class Verdict:
 def verify(storage: Storage, *, full: bool = False) -> Verdict:
     """Check everything that was published; with `full`, decode every image and not only a sample."""
     verdict = Verdict()
-    record = Ledger(storage).read_run()
+    ledger = Ledger(storage)
+    record = ledger.read_run()
     if record is None:
         verdict.problems.append(f"{storage.uri} has no {RUN_FILE}: it is no output of a run.")
         return verdict
@@ -92,19 +92,9 @@ def verify(storage: Storage, *, full: bool = False) -> Verdict:
     verdict.units_to_make = sorted({*missing, *present} - id_hashes.keys())
     _note_orphans(storage, error_files, verdict)
     _note_repeated_ids(storage, id_hashes, retries, verdict)
-    if not verdict.problems and not storage.exists(SUCCESS_FILE):
+    if not verdict.problems and not ledger.is_finished():
         verdict.problems.append(f"All units are there but {SUCCESS_FILE} is not; run the same command again to finish.")
     return verdict
-
-
-def unpublish(storage: Storage, units: Iterable[int]) -> list[str]:
-    """Remove the data files of these units, so that the next run makes them again. Returns the names removed."""
-    wanted = set(units)
-    names = [name for (unit, _), name in data_files(storage) if unit in wanted]
-    storage.delete(SUCCESS_FILE)  # first: from here on the dataset is not whole
-    for name in names:
-        storage.delete(name)
-    return names
 
 
 @dataclass(frozen=True)

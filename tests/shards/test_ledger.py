@@ -130,12 +130,12 @@ def test_an_error_file_without_its_data_file_does_not_count(tmp_path: Path) -> N
 def test_the_end_is_recorded_and_success_comes_last(tmp_path: Path) -> None:
     job = start(tmp_path)
     job.ledger.finish("stopped", {"images": 0})
-    assert not job.storage.exists("_SUCCESS") and not job.storage.exists("README.md")
+    assert not job.ledger.is_finished() and not list(job.storage.list("README.md"))
     job.make_units()
     job.ledger.finish("finished_with_errors", {"images": 2, "errors": 1, "note": "a|b\n<script>"})
     record = job.ledger.read_run()
     assert record and record.state == "finished_with_errors"
-    assert json.loads(job.storage.read("_SUCCESS"))["counts"]["images"] == 2
+    assert job.ledger.is_finished() and json.loads(job.storage.read("_SUCCESS"))["counts"]["images"] == 2
     card = job.storage.read("README.md").decode()
     assert "data/*.parquet" in card and "<script>" not in card
 

@@ -169,7 +169,7 @@ def test_repair_names_and_unpublishes_only_when_told(job: Job, capsys: pytest.Ca
     assert [entry.name for entry in job.storage.list()] == before
     assert run(job, "--repair", "--yes") == 1
     assert [entry.name for entry in job.storage.list("data/")] == ["data/unit-000000002.parquet"]
-    assert not job.storage.exists("_SUCCESS")
+    assert not job.ledger.is_finished()
     job.make_units()
     job.finish()
     assert run(job, "--full") == 0
