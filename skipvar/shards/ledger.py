@@ -1,5 +1,6 @@
 """What an output tells of its run: what it is (`_run.json`), which units are done, what failed, how it ended."""
 
+import itertools
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping
@@ -185,10 +186,9 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
         for name in dict.fromkeys([*old, *new]):
             yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
     elif isinstance(old, list) and isinstance(new, list) and any(isinstance(item, dict) for item in [*old, *new]):
-        for at in range(max(len(old), len(new))):
-            pair = [items[at] if at < len(items) else None for items in (old, new)]
+        for at, pair in enumerate(itertools.zip_longest(old, new)):
             name = next((item["name"] for item in pair if isinstance(item, dict) and "name" in item), at)
-            yield from _differences(pair[0], pair[1], f"{key}[{name}]")
+            yield from _differences(*pair, f"{key}[{name}]")
     elif old != new:
         yield f"{key}: {_shown(old)} -> {_shown(new)}"
 

@@ -31,8 +31,6 @@ _PREFIX = "skipvar."
 _ROW_OVERHEAD_BYTES = 500
 _CHECKSUM = "skipvar.file_sha256"
 _NO_CHECKSUM = "0" * 64
-_CHECKSUM_IN_FILE = re.compile(re.escape(_CHECKSUM.encode()) + rb"..(.{64})", re.DOTALL)
-"""Key and value in a footer. Thrift's compact protocol has two bytes between them: a type, a length under 128."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,34 +169,33 @@ class UnitFile:
         self._writer.add_key_value_metadata({**metadata, _CHECKSUM: _NO_CHECKSUM})
         self._writer.close()
         data = self._sink.getvalue()
-        start, end = _checksum_place(data)
-        return b"".join((data[:start], _checksum(data, start, end), data[end:]))
+        place = _checksum_place(data)
+        assert place is not None
+        return b"".join((data[: place.start], _checksum(data, place), data[place.stop :]))
 
 
 def has_own_checksum(data: bytes) -> bool | None:
     """Whether a file's bytes are those that its checksum was taken of; None where it holds none."""
-    try:
-        start, end = _checksum_place(data)
-    except ValueError:
-        return None
-    return _checksum(data, start, end) == data[start:end]
+    place = _checksum_place(data)
+    return None if place is None else _checksum(data, place) == data[place]
 
 
-def _checksum(data: bytes, start: int, end: int) -> bytes:
+def _checksum(data: bytes, place: slice) -> bytes:
     """Of all the bytes, with zeros at its own place; in hexadecimal digits. Nothing of the file is copied."""
     view, digest = memoryview(data), hashlib.sha256()
-    for part in (view[:start], _NO_CHECKSUM.encode(), view[end:]):
+    for part in (view[: place.start], _NO_CHECKSUM.encode(), view[place.stop :]):
         digest.update(part)
     return digest.hexdigest().encode()
 
 
-def _checksum_place(data: bytes) -> tuple[int, int]:
-    """Where the checksum's 64 digits are: at the last place that looks like it, since rows come before the footer."""
-    start = data.rfind(_CHECKSUM.encode())
-    found = _CHECKSUM_IN_FILE.match(data, start) if start >= 0 else None
-    if found is None:
-        raise ValueError("no checksum in this file")
-    return found.span(1)
+def _checksum_place(data: bytes) -> slice | None:
+    """Where the checksum's digits are: after the last place of its key, since rows come before the footer.
+
+    Thrift's compact protocol has two bytes between key and value: a type, a length under 128.
+    """
+    key = data.rfind(_CHECKSUM.encode())
+    start = key + len(_CHECKSUM) + 2
+    return None if key < 0 else slice(start, start + len(_NO_CHECKSUM))
 
 
 @contextlib.contextmanager

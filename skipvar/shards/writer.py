@@ -58,8 +58,7 @@ class UnitWriter:
         self._replica = replica
         self._attempt = attempt
         self._storage = storage
-        self._columns = spec.columns
-        self._names = own_names(self._columns.names)
+        self._names = own_names(spec.columns.names)
         self._rows: dict[RequestKey, dict[str, Any]] = {}
         self._failures: dict[RequestKey, Failure] = {}
         self._pairs: list[AuditPair] = []
@@ -176,7 +175,7 @@ class UnitWriter:
     def _publish_errors(self) -> str:
         """Write the error file under the first free attempt number: one of a dead run may have been left behind."""
         rows = (self._error_row(self._failures[key]) for key in sorted(self._failures))
-        file = UnitFile(error_schema(self._columns), rows, self._spec.form.max_row_group_bytes)
+        file = UnitFile(error_schema(self._spec.columns), rows, self._spec.form.max_row_group_bytes)
         data = file.finish({"skipvar.unit": str(self._unit.index), "skipvar.fingerprint": self._spec.fingerprint})
         attempt = max(1, self._attempt)
         while not self._storage.put_if_absent(error_name(self._unit.index, attempt), data):
@@ -186,7 +185,7 @@ class UnitWriter:
     def _data_file(self, errors: str | None) -> tuple[bytes, UnitFooter]:
         keys = sorted(self._rows)
         rows = (self._rows.pop(key) for key in keys)
-        schema = dataset_schema(self._columns, self._spec.policy)
+        schema = dataset_schema(self._spec.columns, self._spec.policy)
         file = UnitFile(schema, rows, self._spec.form.max_row_group_bytes)
         footer = UnitFooter(
             unit=self._unit.index,
