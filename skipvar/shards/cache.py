@@ -94,10 +94,11 @@ def _missing_as_a_file(uri: str) -> Iterator[None]:
 
 
 def _entries(storage: Storage, key: str, uri: str) -> list[Entry]:
-    """The object itself, or the objects of the folder."""
-    found = [entry for entry in storage.list(key) if entry.name == key or entry.name.startswith(f"{key}/")]
+    """The object itself, or the objects of the folder; all of the bucket where the key is empty."""
+    found = list(storage.list(key))
+    inside = [entry for entry in found if not key or entry.name.startswith(f"{key}/")]
     exact = [entry for entry in found if entry.name == key]
-    entries = exact or [entry for entry in found if not entry.name.endswith("/")]
+    entries = exact or [entry for entry in inside if not entry.name.endswith("/")]
     if not entries:
         raise NotFoundError(f"Cannot fetch {uri}: there is no such object or folder.")
     return entries

@@ -127,14 +127,12 @@ class LocalStorage:
 
     def check_writable(self) -> None:
         name = f"_probe-{uuid.uuid4().hex}"  # in no folder of its own: removing that would race with another run
-        try:
-            if not self.put_if_absent(name, b"probe") or self.put_if_absent(name, b"probe"):
-                raise StorageError(
-                    f"The file system at {self.uri} cannot tell whether a file is there; give another location."
-                )
-        finally:
-            with contextlib.suppress(StorageError):
-                self.delete(name)
+        first, second = (self.put_if_absent(name, b"probe") for _ in range(2))
+        self.delete(name)
+        if not first or second:
+            raise StorageError(
+                f"The file system at {self.uri} cannot tell whether a file is there; give another location."
+            )
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         folder = prefix.rpartition("/")[0]

@@ -14,9 +14,8 @@ from skipvar.config import OutputConfig, StorageConfig
 from skipvar.errors import StorageError
 from skipvar.shards.encode import encode_image
 from skipvar.shards.pairs import AuditPair, make_pair, pairs_file, pairs_name
-from skipvar.shards.schema import dataset_schema, error_schema, own_names
+from skipvar.shards.schema import dataset_schema, error_schema, own_names, trial_to_columns
 from skipvar.shards.storage import Storage
-from skipvar.shards.trial_columns import trial_to_columns
 from skipvar.shards.unitfile import (
     UnitFile,
     UnitFooter,

@@ -168,6 +168,8 @@ def test_weights_are_fetched_once_by_many(tmp_path: Path, bucket: str, proxy: Pr
     assert one.name == "b.json" and one.read_bytes() == (folder / "sub/b.json").read_bytes()
     root.replace("models/w/sub/b.json", b"changed")
     assert fetch(f"s3://{bucket}/models/w/sub/b.json", tmp_path / "cache", proxied).read_bytes() == b"changed"
+    everything = fetch(f"s3://{bucket}", tmp_path / "cache", proxied)  # a bucket may be a model's folder
+    assert (everything / "models/w2/other").read_bytes() == b"not to be fetched"
     with pytest.raises(NotFoundError):
         fetch(f"s3://{bucket}/models/nothing", tmp_path / "cache", proxied)
     assert not [found for found in (tmp_path / "cache").rglob(".*") if found.name != ".lock"]
