@@ -3,7 +3,7 @@
 import itertools
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -108,9 +108,10 @@ class Ledger:
             return False
         return True
 
-    def unpublish(self, units: Collection[int]) -> list[str]:
+    def unpublish(self, units: Iterable[int]) -> list[str]:
         """Remove the data files of these units, so that the next run makes them again. Returns the names removed."""
-        names = [name for (unit, _), name in data_files(self._storage) if unit in units]
+        wanted = set(units)
+        names = [name for (unit, _), name in data_files(self._storage) if unit in wanted]
         self._storage.delete(SUCCESS_FILE)  # first: from here on the dataset is not whole
         for name in names:
             self._storage.delete(name)

@@ -62,21 +62,24 @@ class UnitFooter:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[bytes, bytes]) -> "UnitFooter":
-        """KeyError or ValueError where it is not the footer of a unit."""
-        values = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(_PREFIX.encode())}
-        retried = json.loads(values[_PREFIX + "retried"])
+        """KeyError, TypeError or ValueError where it is not the footer of a unit."""
+        mine = [key for key in metadata if key.startswith(_PREFIX.encode())]
+        said = {key.decode().removeprefix(_PREFIX): metadata[key].decode() for key in mine}
+        retried = json.loads(said["retried"])
+        if said["errors"] and parse_error_name(said["errors"]) is None:
+            raise ValueError("no error file has such a name")
         return cls(
-            unit=int(values[_PREFIX + "unit"]),
-            retry=int(values[_PREFIX + "retry"]),
-            rows=int(values[_PREFIX + "rows"]),
-            content_hash=values[_PREFIX + "content_hash"],
-            fingerprint=values[_PREFIX + "fingerprint"],
-            schema_version=int(values[_PREFIX + "schema_version"]),
-            errors=values[_PREFIX + "errors"] or None,
-            error_rows=int(values[_PREFIX + "error_rows"]),
+            unit=int(said["unit"]),
+            retry=int(said["retry"]),
+            rows=int(said["rows"]),
+            content_hash=said["content_hash"],
+            fingerprint=said["fingerprint"],
+            schema_version=int(said["schema_version"]),
+            errors=said["errors"] or None,
+            error_rows=int(said["error_rows"]),
             retried=None if retried is None else frozenset((position, index) for position, index in retried),
-            phase_seconds=json.loads(values.get(_PREFIX + "phase_seconds", "{}")),
-            audit_seconds=json.loads(values.get(_PREFIX + "audit_seconds", "{}")),
+            phase_seconds=json.loads(said.get("phase_seconds", "{}")),
+            audit_seconds=json.loads(said.get("audit_seconds", "{}")),
         )
 
 

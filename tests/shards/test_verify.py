@@ -90,6 +90,10 @@ DAMAGE: dict[str, tuple[Callable[[Job], None], str]] = {
     ),
     "a stray file": (lambda job: job.storage.replace("data/part.parquet", b"x"), r"belong to no unit"),
     "the errors are gone": (lambda job: job.storage.delete("errors/unit-000000001.1.parquet"), r"there is no such"),
+    "the errors are said to lie elsewhere": (
+        lambda job: rewrite(job, NAME, lambda t: t, errors="../errors/unit-000000001.1.parquet"),
+        r"unit-000000001\.parquet is not a readable",
+    ),
     "an error row is gone": (
         lambda job: rewrite(job, NAME, lambda t: t, errors=None, error_rows=0),
         r"unit 1: 1 requests, such as \(5, 0\), are in neither",
