@@ -80,8 +80,8 @@ def acquire(storage: Storage, stale_seconds: float, sleep: Callable[[float], Non
     }
     while True:
         held = _latest(storage)
-        if held and not _is_dead(storage, held, stale_seconds, sleep):
-            continue
+        if held:
+            _watch(storage, held, stale_seconds, sleep)
         if storage.put_if_absent(_name(held + 1), _content(owner, 0)):  # else another was faster: watch it in turn
             if held:
                 with _logged("an old lease could not be deleted"):
@@ -89,22 +89,22 @@ def acquire(storage: Storage, stale_seconds: float, sleep: Callable[[float], Non
             return Lease(storage, held + 1, owner, stale_seconds)
 
 
-def _is_dead(storage: Storage, generation: int, stale_seconds: float, sleep: Callable[[float], None]) -> bool:
-    """Watch a lease for a stale period. True: its holder shows no life; False: it let go. Else `LeaseHeldError`."""
+def _watch(storage: Storage, generation: int, stale_seconds: float, sleep: Callable[[float], None]) -> None:
+    """Watch a lease until it is let go, or for a stale period: `LeaseHeldError` where its holder then lives."""
     deadline = time.monotonic() + stale_seconds
     first: bytes | None = None
     while True:
         try:
             content = storage.read(_name(generation))
         except NotFoundError:
-            return False
+            return
         if first is None:
             first = content
             logger.info("another run (%s) holds this output; watching its heartbeat", _holder(content))
         is_late = time.monotonic() >= deadline
         if _is_known_dead(content) or (is_late and content == first):
             logger.warning("taking over from a run that shows no life (%s)", _holder(content))
-            return True
+            return
         if is_late:
             raise LeaseHeldError(
                 f"Another run is at work on {storage.uri}: {_holder(content)}; wait for its end or stop it, "
