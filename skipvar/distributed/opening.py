@@ -68,7 +68,6 @@ class OpenRun:
     resolved: Resolved
     record: RunRecord
     """As it was when the run was opened: a resumed one's tells of earlier sessions."""
-    is_resumed: bool
     session: str
     """When this process began to work on the run, UTC: names its logs."""
 
@@ -89,7 +88,7 @@ class OpenRun:
 
     def withdraw(self) -> None:
         """Take back a run that never made anything, so that its output is free for the right configuration."""
-        if not self.is_resumed and not self.lease.is_over:
+        if not self.record.is_resumed and not self.lease.is_over:
             self.ledger.withdraw()
 
 
@@ -165,7 +164,7 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
     lease = acquire(storage, config.storage.lease_stale_seconds, sleep)
     try:
         ledger = Ledger(storage)
-        record, is_resumed = ledger.open_run(
+        record = ledger.open_run(
             RunRecord(
                 fingerprint=run_fingerprint,
                 schema_version=SCHEMA_VERSION,
@@ -182,7 +181,7 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
     except BaseException:
         lease.release()
         raise
-    logger.info("%s run %s in %s: %d of %d units to do", "Resuming" if is_resumed else "New", record.fingerprint,
+    logger.info("%s run %s in %s: %d of %d units to do", "Resuming" if record.is_resumed else "New", record.fingerprint,
                 storage.uri, num_units, plan.num_units)  # fmt: skip
     return OpenRun(
         storage=storage,
@@ -204,7 +203,6 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
         num_requests=num_requests,
         resolved=resolved,
         record=record,
-        is_resumed=is_resumed,
         session=datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ"),
     )
 

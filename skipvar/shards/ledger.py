@@ -66,8 +66,8 @@ class Ledger:
         except ValueError as error:
             raise StorageError(f"{self._storage.uri}/{RUN_FILE} is {error}; give another output.") from error
 
-    def open_run(self, record: RunRecord) -> tuple[RunRecord, bool]:
-        """Begin a run in this output, or go on with the one that is there: its record, and whether it was there.
+    def open_run(self, record: RunRecord) -> RunRecord:
+        """Begin a run in this output, or go on with the one that is there; its record.
 
         A `ConfigError` lists what differs from the run that is there and says what to do.
         """
@@ -79,7 +79,7 @@ class Ledger:
                     "give another one."
                 )
             if self._storage.put_if_absent(RUN_FILE, record.to_json()):
-                return record, False
+                return record
             present = self.read_run()  # another run began at the same moment
         assert present is not None
         self._refuse_differences(present, record)
@@ -90,7 +90,7 @@ class Ledger:
             )
         present = replace(present, state="running", resumed_at=now(), ended_at=None)
         self._storage.replace(RUN_FILE, present.to_json())
-        return present, True
+        return present
 
     def withdraw(self) -> None:
         """Forget a run that published nothing, unless it did: its input, its logs, and last of all its record."""

@@ -104,6 +104,11 @@ class RunRecord:
         return value
 
     @property
+    def is_resumed(self) -> bool:
+        """Whether an earlier session began the run."""
+        return self.resumed_at is not None
+
+    @property
     def policy(self) -> str | None:
         """The policy's name."""
         return self.part("parts", "policy").get("name")

@@ -29,10 +29,10 @@ def start(tmp_path: Path, parts: Any = None, text: str = "a\nb bad\nc\n", **valu
 
 def test_the_same_run_is_resumed_where_it_stood(tmp_path: Path) -> None:
     first = start(tmp_path)
-    assert not first.is_resumed
+    assert not first.record.is_resumed
     first.make_unit(first.plan.unit(1))
     second = start(tmp_path)
-    assert second.is_resumed and second.record.fingerprint == first.record.fingerprint
+    assert second.record.is_resumed and second.record.fingerprint == first.record.fingerprint
     assert second.ledger.done_units() == {1}
     assert [report.unit for report in second.make_units()] == [0]
     record = second.ledger.read_run()
@@ -233,5 +233,5 @@ def test_runs_that_begin_at_once_agree(tmp_path: Path) -> None:
     threads = [threading.Thread(target=lambda: runs.append(Ledger(storage).open_run(record))) for _ in range(6)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
-    assert len(runs) == 6 and len({run.fingerprint for run, _ in runs}) == 1
-    assert [is_resumed for _, is_resumed in runs].count(False) == 1
+    assert len(runs) == 6 and len({run.fingerprint for run in runs}) == 1
+    assert [run.is_resumed for run in runs].count(False) == 1

@@ -192,7 +192,7 @@ def test_a_dataset_on_s3_is_the_local_one(
     assert "26 images and 4 errors" in capsys.readouterr().out
     assert export_main([uri, "--to", "geneval", str(tmp_path / "g"), "--endpoint-url", server.url]) == 0
     resumed = Job(remote.config)
-    assert resumed.is_resumed and resumed.make_units() == []
+    assert resumed.record.is_resumed and resumed.make_units() == []
     written = b"".join(remote.storage.read(entry.name) for entry in remote.storage.list())
     assert SECRET_KEY.encode() not in written and json.loads(remote.storage.read("_run.json"))
 
