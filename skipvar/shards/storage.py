@@ -150,9 +150,8 @@ class LocalStorage:
             return path.open("rb")
 
     def read(self, name: str) -> bytes:
-        path = self._path(name)
-        with explained(f"read {path}"):
-            return path.read_bytes()
+        with explained(f"read {self._path(name)}"), self.open(name) as file:
+            return file.read()
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         path = self._path(name)
