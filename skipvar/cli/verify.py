@@ -5,8 +5,9 @@ import logging
 from collections.abc import Sequence
 
 from skipvar.cli.running import Parser, add_dataset, open_dataset, run_job
+from skipvar.shards.ledger import Ledger
 from skipvar.shards.storage import Storage
-from skipvar.shards.verify import Verdict, unpublish, verify
+from skipvar.shards.verify import Verdict, verify
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.verify") -> int:
@@ -48,7 +49,7 @@ def _report(verdict: Verdict, storage: Storage) -> None:
 def _repair(verdict: Verdict, storage: Storage, is_confirmed: bool) -> None:
     print(f"to be made again: units {', '.join(map(str, verdict.units_to_make))}")
     if is_confirmed:
-        removed = unpublish(storage, verdict.units_to_make)
+        removed = Ledger(storage).unpublish(verdict.units_to_make)
         print(f"unpublished {len(removed)} files; run the command that made the dataset again.")
     else:
         print("nothing was deleted; add --yes to unpublish what is there of them, then run the same command again.")

@@ -18,8 +18,9 @@ from skipvar.shards.cache import StoredFiles
 from skipvar.shards.lease import Lease, acquire
 from skipvar.shards.ledger import Ledger
 from skipvar.shards.prompts import Plan, PublishedInput, find_published, plan_input, publish_input
-from skipvar.shards.record import FINGERPRINT_DIGITS, RunRecord, fingerprint
+from skipvar.shards.record import FINGERPRINT_DIGITS, RunRecord, fingerprint, now
 from skipvar.shards.rows import InputSpec
+from skipvar.shards.schema import SCHEMA_VERSION
 from skipvar.shards.storage import Storage, open_storage, split_s3
 from skipvar.shards.writer import DatasetSpec
 from skipvar.types import Unit
@@ -81,7 +82,7 @@ class OpenRun:
 
     def withdraw(self) -> None:
         """Take back a run that never made anything, so that its output is free for the right configuration."""
-        if self.record.resumed_at is None and not self.lease.is_over:
+        if not self.record.is_resumed and not self.lease.is_over:
             self.ledger.withdraw()
 
 
@@ -105,7 +106,8 @@ def check_store_answers(config: RunConfig) -> None:
     """
     inputs = config.input.path if isinstance(config.input.path, list) else [config.input.path]
     model = config.model
-    asked = [config.output.path, *inputs, config.policy, model.path, model.vae_path, model.text_encoder_path]
+    asked = [config.output.path, *inputs, config.policy, model.path, model.vae_path, model.text_encoder_path,
+             config.audit.state]  # fmt: skip
     uri = next((uri for uri in asked if uri is not None and uri.startswith("s3://")), None)
     if uri is not None:
         bucket, key = split_s3(uri)
@@ -155,21 +157,30 @@ def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] =
     """
     resolved, plan = prepare(config, device, known_input(config))
     parts = fingerprint_parts(config, resolved, plan)
-    output = config.output.path.replace(FINGERPRINT_FIELD, fingerprint(parts))
-    storage = open_storage(output, config.storage)
+    run_fingerprint = fingerprint(parts)
+    storage = open_storage(config.output.path.replace(FINGERPRINT_FIELD, run_fingerprint), config.storage)
     storage.check_writable()
     lease = acquire(storage, config.storage.lease_stale_seconds, sleep)
     try:
         ledger = Ledger(storage)
-        settings, versions = asdict(config), _versions()
-        new = RunRecord.new(parts, plan.identity, resolved=resolved.to_dict(), config=settings, versions=versions)
-        record, is_resumed = ledger.open_run(new)
+        record = ledger.open_run(
+            RunRecord(
+                fingerprint=run_fingerprint,
+                schema_version=SCHEMA_VERSION,
+                parts=parts,
+                input=plan.identity,
+                resolved=resolved.to_dict(),
+                config=asdict(config),
+                versions=_versions(),
+                created_at=now(),
+            )
+        )
         plan = publish_input(plan, storage)
         units, num_units, num_requests = _units_left(ledger, plan, retry_errors=config.retry_errors)
     except BaseException:
         lease.release()
         raise
-    logger.info("%s run %s in %s: %d of %d units to do", "Resuming" if is_resumed else "New", record.fingerprint,
+    logger.info("%s run %s in %s: %d of %d units to do", "Resuming" if record.is_resumed else "New", record.fingerprint,
                 storage.uri, num_units, plan.num_units)  # fmt: skip
     return OpenRun(
         storage=storage,

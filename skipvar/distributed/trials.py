@@ -13,7 +13,7 @@ from skipvar.engine.resolved import Resolved
 from skipvar.errors import EXIT_ALL_ROWS, EXIT_STOPPED, InputError
 from skipvar.quality.calibrate import DELTA, PROMISES, check_number
 from skipvar.quality.trials import TrialTable, read_trials, what_trials_buy
-from skipvar.shards.ledger import SUCCESS_FILE, Ledger
+from skipvar.shards.ledger import Ledger
 from skipvar.shards.prompts import Plan
 from skipvar.shards.record import fingerprint
 from skipvar.shards.storage import open_storage
@@ -57,7 +57,8 @@ def find_trials_run(config: RunConfig) -> TrialsRun:
     resolved, plan = _prepare(config)
     output = config.output.path.replace(FINGERPRINT_FIELD, fingerprint(fingerprint_parts(config, resolved, plan)))
     storage = open_storage(output, config.storage)
-    if not storage.exists(SUCCESS_FILE) or len(Ledger(storage).done_units()) < plan.num_units:
+    ledger = Ledger(storage)
+    if not ledger.is_finished() or len(ledger.done_units()) < plan.num_units:
         raise InputError(f"{output}: no finished trials of this configuration; jobs.calibrate makes them.")
     trials = read_trials(storage)
     return TrialsRun(exit_code=EXIT_ALL_ROWS, output=output, resolved=resolved, trials=trials)

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skipvar.errors import InputError
+from skipvar.shards.schema import TRIAL_COLUMNS, trial_of_columns
 from skipvar.shards.storage import Storage
-from skipvar.shards.trial_columns import TRIAL_COLUMNS, trial_of_columns
 from skipvar.shards.unitfile import data_files
 from skipvar.skip.calibration import TrialScores
 from skipvar.skip.certify import SHARES, allowed_misses

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from skipvar.errors import NotFoundError, StorageError
@@ -28,7 +27,7 @@ from skipvar.shards.ledger import RUN_FILE, Ledger
 from skipvar.shards.pairs import AuditPair, pairs_name, read_pairs, small, worst
 from skipvar.shards.record import RunRecord
 from skipvar.shards.storage import Storage
-from skipvar.shards.unitfile import UnitFooter, data_files, read_columns, readable
+from skipvar.shards.unitfile import UnitFooter, data_files, open_unit, readable
 
 MAX_PICTURES = 96
 MAX_PAIRS_SHOWN = 24
@@ -148,16 +147,12 @@ def gather(storage: Storage, ending: Mapping[str, Any] | None = None) -> RunFact
         facts.points = facts.points[:: max(1, len(facts.points) // MAX_POINTS)][:MAX_POINTS]
         facts.pictures = _pictures(storage, names, pool)
     facts.pairs = _pairs(storage, [name for _, name in heapq.nsmallest(MAX_PAIRS_SHOWN, lowest)])
-    _add_errors(facts, storage, ledger)
+    _add_errors(facts, ledger)
     return facts
 
 
 def _read_unit(storage: Storage, name: str, num_points: int) -> UnitFacts:
-    with (
-        readable(f"{storage.uri}/{name}"),
-        storage.open(name) as file,
-        pq.ParquetFile(file, pre_buffer=False) as parquet,
-    ):
+    with open_unit(storage, name) as parquet:
         table = parquet.read(columns=_COLUMNS, use_threads=False)
         footer = UnitFooter.from_metadata(parquet.metadata.metadata or {})
     groups = table.group_by("strategy", use_threads=False).aggregate([("cost_share", "count"), ("cost_share", "sum")])
@@ -206,11 +201,7 @@ def _pictures(storage: Storage, names: Sequence[str], pool: ThreadPoolExecutor) 
 def _first_pictures(storage: Storage, name: str, count: int) -> list[Picture]:
     """The first pictures of a unit: the file's column of images is streamed, and left where they end."""
     columns = ["image", "prompt", "strategy"]
-    with (
-        readable(f"{storage.uri}/{name}"),
-        storage.open(name) as file,
-        pq.ParquetFile(file, pre_buffer=False, buffer_size=_STREAM_BYTES) as parquet,
-    ):
+    with open_unit(storage, name, buffer_size=_STREAM_BYTES) as parquet:
         batch = next(parquet.iter_batches(batch_size=count, columns=columns, use_threads=False), None)
         return [_small_picture(row) for row in (batch.to_pylist() if batch is not None else [])]
 
@@ -232,14 +223,9 @@ def _pairs(storage: Storage, names: Sequence[str]) -> list[AuditPair]:
     return worst(found, MAX_PAIRS_SHOWN)
 
 
-def _add_errors(facts: RunFacts, storage: Storage, ledger: Ledger) -> None:
+def _add_errors(facts: RunFacts, ledger: Ledger) -> None:
     """The error rows that count, by class."""
-    columns = ["position", "image_index", "error_class", "message"]
     for failed in ledger.failed_requests():
-        for name in sorted(set(failed.files.values())):
-            with readable(f"{storage.uri}/{name}"):
-                rows = read_columns(storage, name, columns).to_pylist()
-            for row in rows:
-                if failed.files.get((row["position"], row["image_index"])) == name:
-                    facts.errors[row["error_class"]] += 1
-                    facts.error_examples.setdefault(row["error_class"], row["message"])
+        for row in failed.rows.values():
+            facts.errors[row["error_class"]] += 1
+            facts.error_examples.setdefault(row["error_class"], row["message"])

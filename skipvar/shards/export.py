@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from skipvar.errors import ConfigError, StorageError
+from skipvar.errors import ConfigError
 from skipvar.shards.encode import decode_image, encode_image
 from skipvar.shards.ledger import SUCCESS_FILE, Ledger
 from skipvar.shards.schema import own_names
-from skipvar.shards.storage import Storage, explain_os_error, join
-from skipvar.shards.unitfile import data_name, list_units, read_table
+from skipvar.shards.storage import Storage, explained
+from skipvar.shards.unitfile import data_name, open_unit, unit_files
 
 MAX_SHARD_BYTES = 1_000_000_000
 MAX_SHARD_IMAGES = 10_000
@@ -27,23 +25,30 @@ def export(storage: Storage, form: str, destination: Path) -> int:
 
     Returns the number of images. `ConfigError` where the dataset is not finished or the folder is in use.
     """
-    record = Ledger(storage).read_run()
-    if record is None or not storage.exists(SUCCESS_FILE):
+    ledger = Ledger(storage)
+    record = ledger.read_run()
+    if record is None or not ledger.is_finished():
         raise ConfigError(f"{storage.uri} is not a finished dataset (it has no {SUCCESS_FILE}); finish the run first.")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ConfigError(f"{destination} exists and is not an empty folder; give another destination.")
     destination = destination.resolve()
     temporary = destination.with_name(f".{destination.name}.partial")
-    units = _find_units(storage, record.input.num_units)
+    num_units = record.input.num_units
+    units = unit_files(storage, range(num_units))
+    num_missing = num_units - sum(0 in retries for retries in units.values())
+    if num_missing:
+        raise ConfigError(
+            f"{storage.uri} is not whole: {num_missing} of {num_units} units are missing; "
+            "`skipvar verify OUTPUT --repair` says which."
+        )
     names = {stored: own for own, stored in own_names(list(record.input.columns)).items()}
-    try:
-        temporary.mkdir(parents=True)
+    with explained(f"write {temporary}"):
+        try:
+            temporary.mkdir(parents=True)
+        except FileExistsError as error:
+            raise ConfigError(f"{temporary} is left of an export that was cut off; remove it.") from error
         num_images = FORMS[form](_rows(storage, units), names, temporary)
         temporary.rename(destination)
-    except FileExistsError as error:
-        raise ConfigError(f"{temporary} is left of an export that was cut off; remove it.") from error
-    except OSError as error:
-        raise explain_os_error(error, f"write {temporary}") from error
     return num_images
 
 
@@ -94,28 +99,13 @@ FORMS: dict[str, Callable[[Iterable[Row], dict[str, str], Path], int]] = {
 }
 
 
-def _find_units(storage: Storage, num_units: int) -> dict[int, list[int]]:
-    """The files of each unit, by the numbers of their retries (0: the unit itself). All units must be there."""
-    retries, _ = list_units(storage, num_units)
-    num_missing = num_units - sum(0 in found for found in retries.values())
-    if num_missing:
-        raise ConfigError(
-            f"{storage.uri} is not whole: {num_missing} of {num_units} units are missing; "
-            "`skipvar verify OUTPUT --repair` says which."
-        )
-    return retries
-
-
 def _rows(storage: Storage, units: dict[int, list[int]]) -> Iterator[Row]:
     """All rows by position and image, a unit at a time, retries merged in."""
-    for unit in sorted(units):
+    for unit, retries in units.items():
         rows: list[Row] = []
-        for retry in units[unit]:
-            name = data_name(unit, retry)
-            try:
-                rows += read_table(storage.read(name)).to_pylist()
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise StorageError(f"{join(storage.uri, name)} is damaged; run `skipvar verify OUTPUT`.") from error
+        for retry in retries:
+            with open_unit(storage, data_name(unit, retry)) as parquet:
+                rows += parquet.read(use_threads=False).to_pylist()
         yield from sorted(rows, key=lambda row: (row["position"], row["image_index"]))
 
 

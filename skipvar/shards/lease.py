@@ -3,6 +3,7 @@
 It saves work, no more: correctness rests on put-if-absent alone.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,47 +39,32 @@ class Lease:
         self._owner = owner
         self._beats = 0
         self._lock = threading.Lock()
-        self._is_over = False
-        self.interval_seconds = stale_seconds / BEATS_PER_STALE_PERIOD
-
-    @property
-    def is_over(self) -> bool:
+        self.is_over = False
         """Whether it was released, or another run was found to have taken it over."""
-        return self._is_over
+        self.interval_seconds = stale_seconds / BEATS_PER_STALE_PERIOD
 
     def beat(self) -> bool:
         """Show that this run is alive. False once another run has taken the lease over: this one should end.
 
         Storage trouble is logged and passes: the units' own writes decide whether the run can go on.
         """
-        with self._lock:
-            if self._is_over:
-                return False
-            try:
-                if _latest(self._storage) != self._generation:
-                    self._is_over = True
-                    return False
+        with self._lock, _logged("the heartbeat could not be written"):
+            self.is_over = self.is_over or _latest(self._storage) != self._generation
+            if not self.is_over:
                 self._beats += 1
                 self._storage.replace(_name(self._generation), _content(self._owner, self._beats))
-            except StorageError as error:
-                logger.warning("the heartbeat could not be written: %s", error)
-            return True
+        return not self.is_over
 
     def release(self) -> None:
         """Let the next run begin at once. Never raises: a lease that stays behind only makes it wait."""
-        with self._lock:
-            if self._is_over:
-                return
-            self._is_over = True
-            try:
-                if _latest(self._storage) == self._generation:
-                    self._storage.delete(_name(self._generation))
-            except StorageError as error:
-                logger.warning("the lease could not be released: %s", error)
+        with self._lock, _logged("the lease could not be released"):
+            was_over, self.is_over = self.is_over, True
+            if not was_over and _latest(self._storage) == self._generation:
+                self._storage.delete(_name(self._generation))
 
 
 def acquire(storage: Storage, stale_seconds: float, sleep: Callable[[float], None] = time.sleep) -> Lease:
-    """Take the lease of an output, waiting at most one stale period for another run that holds it.
+    """Take the lease of an output, watching another run that holds it for a stale period.
 
     Where the other's heartbeat does not change for a whole stale period, it is dead and its lease is taken over; where
     it changes, `LeaseHeldError` names host and age at the end of the period. A process of this very machine that has
@@ -92,41 +78,39 @@ def acquire(storage: Storage, stale_seconds: float, sleep: Callable[[float], Non
         "token": uuid.uuid4().hex,
         "since": time.time(),
     }
-    started = time.monotonic()
-    seen: tuple[int, bytes] | None = None
-    has_changed = False
     while True:
-        latest = _latest(storage)
-        content = _read(storage, latest)
-        if content is None:  # nobody, or released just now
-            lease = _claim(storage, latest + 1, owner, stale_seconds)
-            if lease is not None:
-                return lease
-            continue
-        has_changed |= seen is not None and seen != (latest, content)
-        if seen is None:
+        held = _latest(storage)
+        if held:
+            _watch(storage, held, stale_seconds, sleep)
+        if storage.put_if_absent(_name(held + 1), _content(owner, 0)):  # else another was faster: watch it in turn
+            if held:
+                with _logged("an old lease could not be deleted"):
+                    storage.delete(_name(held))
+            return Lease(storage, held + 1, owner, stale_seconds)
+
+
+def _watch(storage: Storage, generation: int, stale_seconds: float, sleep: Callable[[float], None]) -> None:
+    """Watch a lease until it is let go, or for a stale period: `LeaseHeldError` where its holder then lives."""
+    deadline = time.monotonic() + stale_seconds
+    first: bytes | None = None
+    while True:
+        try:
+            content = storage.read(_name(generation))
+        except NotFoundError:
+            return
+        if first is None:
+            first = content
             logger.info("another run (%s) holds this output; watching its heartbeat", _holder(content))
-        seen = (latest, content)
-        is_dead = _is_known_dead(content)
-        if is_dead or time.monotonic() - started >= stale_seconds:
-            if has_changed and not is_dead:
-                raise LeaseHeldError(
-                    f"Another run is at work on {storage.uri}: {_holder(content)}; wait for its end or stop it, "
-                    "then run the same command again."
-                )
+        is_late = time.monotonic() >= deadline
+        if _is_known_dead(content) or (is_late and content == first):
             logger.warning("taking over from a run that shows no life (%s)", _holder(content))
-            lease = _claim(storage, latest + 1, owner, stale_seconds)
-            if lease is not None:
-                _delete_older(storage, latest)
-                return lease
-            started, seen, has_changed = time.monotonic(), None, False  # another watcher was faster: watch it in turn
+            return
+        if is_late:
+            raise LeaseHeldError(
+                f"Another run is at work on {storage.uri}: {_holder(content)}; wait for its end or stop it, "
+                "then run the same command again."
+            )
         sleep(min(_MAX_POLL_SECONDS, stale_seconds / BEATS_PER_STALE_PERIOD / 2))
-
-
-def _claim(storage: Storage, generation: int, owner: dict[str, Any], stale_seconds: float) -> Lease | None:
-    if storage.put_if_absent(_name(generation), _content(owner, 0)):
-        return Lease(storage, generation, owner, stale_seconds)
-    return None
 
 
 def _latest(storage: Storage) -> int:
@@ -135,20 +119,13 @@ def _latest(storage: Storage) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def _read(storage: Storage, generation: int) -> bytes | None:
-    if generation == 0:
-        return None
+@contextlib.contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """Trouble with the storage is a warning here: no image depends on a lease."""
     try:
-        return storage.read(_name(generation))
-    except NotFoundError:
-        return None
-
-
-def _delete_older(storage: Storage, generation: int) -> None:
-    try:
-        storage.delete(_name(generation))
+        yield
     except StorageError as error:
-        logger.warning("an old lease could not be deleted: %s", error)
+        logger.warning("%s: %s", what, error)
 
 
 def _name(generation: int) -> str:

@@ -1,14 +1,12 @@
 """What an output tells of its run: what it is (`_run.json`), which units are done, what failed, how it ended."""
 
+import itertools
 import json
 import logging
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-import pyarrow as pa
 
 from skipvar.errors import ConfigError, NotFoundError, StorageError
 from skipvar.shards.card import dataset_card
@@ -24,6 +22,7 @@ from skipvar.shards.unitfile import (
     parse_error_name,
     read_columns,
     read_unit_footer,
+    unit_files,
 )
 from skipvar.types import RequestKey, Unit
 
@@ -34,6 +33,7 @@ SUCCESS_FILE = "_SUCCESS"
 CARD_FILE = "README.md"
 LOG = "_log/"
 _FOOTER_THREADS = 16
+_ERROR_COLUMNS = ("position", "image_index", "error_class", "message")
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class FailedUnit:
     """A unit with error rows that count."""
 
     unit: int
-    files: Mapping[RequestKey, str]
-    """The requests that have no image yet, each with the error file that holds its row."""
+    rows: Mapping[RequestKey, Mapping[str, Any]]
+    """`error_class` and `message` of each request that has no image yet."""
     next_retry: int
 
     @property
     def keys(self) -> frozenset[RequestKey]:
         """Those requests."""
-        return frozenset(self.files)
+        return frozenset(self.rows)
 
 
 class Ledger:
@@ -60,25 +60,26 @@ class Ledger:
     def read_run(self) -> RunRecord | None:
         """The record of the run in this output; None if there is none."""
         try:
-            record = RunRecord.from_json(self._storage.read(RUN_FILE))
+            return RunRecord.from_json(self._storage.read(RUN_FILE))
         except NotFoundError:
             return None
-        except (ValueError, RecursionError) as error:
-            raise StorageError(f"{self._storage.uri}/{RUN_FILE} is not valid JSON; give another output.") from error
-        if record is None:
-            raise StorageError(f"{self._storage.uri}/{RUN_FILE} is not the record of a run; give another output.")
-        return record
+        except ValueError as error:
+            raise StorageError(f"{self._storage.uri}/{RUN_FILE} is {error}; give another output.") from error
 
-    def open_run(self, record: RunRecord) -> tuple[RunRecord, bool]:
-        """Begin a run in this output, or go on with the one that is there: its record, and whether it was there.
+    def open_run(self, record: RunRecord) -> RunRecord:
+        """Begin a run in this output, or go on with the one that is there; its record.
 
         A `ConfigError` lists what differs from the run that is there and says what to do.
         """
         present = self.read_run()
         if present is None:
-            self._refuse_foreign_data()
+            if next(self._storage.list(DATA), None) is not None:
+                raise ConfigError(
+                    f"{self._storage.uri} has a data/ folder but no {RUN_FILE}: it is no output of a run; "
+                    "give another one."
+                )
             if self._storage.put_if_absent(RUN_FILE, record.to_json()):
-                return record, False
+                return record
             present = self.read_run()  # another run began at the same moment
         assert present is not None
         self._refuse_differences(present, record)
@@ -89,7 +90,7 @@ class Ledger:
             )
         present = replace(present, state="running", resumed_at=now(), ended_at=None)
         self._storage.replace(RUN_FILE, present.to_json())
-        return present, True
+        return present
 
     def withdraw(self) -> None:
         """Forget a run that published nothing, unless it did: its input, its logs, and last of all its record."""
@@ -98,6 +99,23 @@ class Ledger:
                 for entry in list(self._storage.list(prefix)):
                     self._storage.delete(entry.name)
             self._storage.delete(RUN_FILE)
+
+    def is_finished(self) -> bool:
+        """Whether a run ended here with a whole dataset: `_SUCCESS` is there."""
+        try:
+            self._storage.read(SUCCESS_FILE)
+        except NotFoundError:
+            return False
+        return True
+
+    def unpublish(self, units: Iterable[int]) -> list[str]:
+        """Remove the data files of these units, so that the next run makes them again. Returns the names removed."""
+        wanted = set(units)
+        names = [name for (unit, _), name in data_files(self._storage) if unit in wanted]
+        self._storage.delete(SUCCESS_FILE)  # first: from here on the dataset is not whole
+        for name in names:
+            self._storage.delete(name)
+        return names
 
     def done_units(self) -> set[int]:
         """The units that are published, by one listing of `data/`."""
@@ -109,13 +127,10 @@ class Ledger:
         Lists `data/` and `errors/` once; reads the footers and error files of the units that have any.
         """
         suspects = {parsed[0] for entry in self._storage.list(ERRORS) if (parsed := parse_error_name(entry.name))}
-        retries: dict[int, list[int]] = defaultdict(list)
-        for (unit, retry), _ in data_files(self._storage):
-            if unit in suspects:
-                retries[unit].append(retry)
+        retries = unit_files(self._storage, suspects)
         with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-            for failed in pool.map(lambda unit: self._failed_unit(unit, sorted(retries[unit])), sorted(retries)):
-                if failed.files:
+            for failed in pool.map(self._failed_unit, retries, retries.values()):
+                if failed.rows:
                     yield failed
 
     def retry_units(self, plan: Plan) -> Iterator[Unit]:
@@ -125,7 +140,7 @@ class Ledger:
 
     def num_errors(self) -> int:
         """The error rows that count."""
-        return sum(len(failed.files) for failed in self.failed_requests())
+        return sum(len(failed.rows) for failed in self.failed_requests())
 
     def finish(self, state: State, counts: Mapping[str, Any]) -> None:
         """Record how the run ended; at a whole dataset also the card and, last of all, `_SUCCESS`."""
@@ -143,29 +158,15 @@ class Ledger:
             self._storage.replace(SUCCESS_FILE, json_file({"state": state, "counts": counts}))
 
     def _failed_unit(self, unit: int, retries: list[int]) -> FailedUnit:
-        files: dict[RequestKey, str] = {}
+        rows: dict[RequestKey, dict[str, Any]] = {}
         for retry in retries:
-            name = data_name(unit, retry)
-            with self._storage.open(name) as file:
-                footer = read_unit_footer(file, f"{self._storage.uri}/{name}")
+            footer = read_unit_footer(self._storage, data_name(unit, retry))
             for key in footer.retried or ():
-                files.pop(key, None)
+                rows.pop(key, None)
             if footer.errors is not None:
-                files |= dict.fromkeys(self._error_keys(footer.errors), footer.errors)
-        return FailedUnit(unit, files, max(retries, default=0) + 1)
-
-    def _error_keys(self, name: str) -> Iterator[RequestKey]:
-        try:
-            table = read_columns(self._storage, name, ["position", "image_index"])
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise StorageError(f"{self._storage.uri}/{name} is not a readable Parquet file.") from error
-        return zip(*(column.to_pylist() for column in table.columns), strict=True)
-
-    def _refuse_foreign_data(self) -> None:
-        if next(self._storage.list(DATA), None) is not None:
-            raise ConfigError(
-                f"{self._storage.uri} has a data/ folder but no {RUN_FILE}: it is no output of a run; give another one."
-            )
+                found = read_columns(self._storage, footer.errors, _ERROR_COLUMNS).to_pylist()
+                rows |= {(row["position"], row["image_index"]): row for row in found}
+        return FailedUnit(unit, rows, retries[-1] + 1)
 
     def _refuse_differences(self, present: RunRecord, record: RunRecord) -> None:
         old, new = (
@@ -186,10 +187,9 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
         for name in dict.fromkeys([*old, *new]):
             yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
     elif isinstance(old, list) and isinstance(new, list) and any(isinstance(item, dict) for item in [*old, *new]):
-        for at in range(max(len(old), len(new))):
-            pair = [items[at] if at < len(items) else None for items in (old, new)]
+        for at, pair in enumerate(itertools.zip_longest(old, new)):
             name = next((item["name"] for item in pair if isinstance(item, dict) and "name" in item), at)
-            yield from _differences(pair[0], pair[1], f"{key}[{name}]")
+            yield from _differences(*pair, f"{key}[{name}]")
     elif old != new:
         yield f"{key}: {_shown(old)} -> {_shown(new)}"
 

@@ -57,6 +57,7 @@ class RunRecord:
     """The record of one run."""
 
     fingerprint: str
+    """`fingerprint` of the parts."""
     state: State = "running"
     schema_version: int | None = None
     parts: Mapping[str, Any] = field(default_factory=dict)
@@ -74,38 +75,14 @@ class RunRecord:
     """What the last session that ended in order told."""
 
     @classmethod
-    def new(
-        cls,
-        parts: Mapping[str, Any],
-        input: InputIdentity,
-        *,
-        resolved: Mapping[str, Any],
-        config: Mapping[str, Any],
-        versions: Mapping[str, Any],
-    ) -> "RunRecord":
-        """Of a run that begins now."""
-        return cls(
-            fingerprint=fingerprint(parts),
-            schema_version=SCHEMA_VERSION,
-            parts=parts,
-            input=input,
-            resolved=resolved,
-            config=config,
-            versions=versions,
-            created_at=now(),
-        )
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "RunRecord | None":
-        """What `to_json` wrote; None for other JSON. Raises ValueError or RecursionError for what is no JSON."""
-        content = json.loads(data)
-        if not isinstance(content, dict):
-            return None
-        if not isinstance(content.get("fingerprint"), str) or not isinstance(content.get("state", ""), str):
-            return None
-        mappings = ("parts", "resolved", "config", "versions", "counts")
-        if not all(isinstance(content.get(name, {}), dict) for name in mappings) or not _is_input(content.get("input")):
-            return None
+    def from_json(cls, data: bytes) -> "RunRecord":
+        """What `to_json` wrote; ValueError says what else it is."""
+        try:
+            content = json.loads(data)
+        except (ValueError, RecursionError):
+            raise ValueError("not valid JSON") from None
+        if not _is_record(content):
+            raise ValueError("not the record of a run")
         known = {one.name: content[one.name] for one in fields(cls) if content.get(one.name) is not None}
         planned = {one.name: known["input"][one.name] for one in fields(InputIdentity) if one.name in known["input"]}
         return cls(**{**known, "input": InputIdentity(**planned)})
@@ -127,6 +104,11 @@ class RunRecord:
         return value
 
     @property
+    def is_resumed(self) -> bool:
+        """Whether an earlier session began the run."""
+        return self.resumed_at is not None
+
+    @property
     def policy(self) -> str | None:
         """The policy's name."""
         return self.part("parts", "policy").get("name")
@@ -146,6 +128,18 @@ def json_file(value: Any) -> bytes:
 def now() -> str:
     """This second, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_record(content: Any) -> bool:
+    """Whether it has what a `RunRecord` must have."""
+    mappings = ("parts", "resolved", "config", "versions", "counts")
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("fingerprint"), str)
+        and isinstance(content.get("state", ""), str)
+        and all(isinstance(content.get(name, {}), dict) for name in mappings)
+        and _is_input(content.get("input"))
+    )
 
 
 def _is_input(content: Any) -> bool:

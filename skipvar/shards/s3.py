@@ -5,7 +5,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 import boto3
@@ -20,6 +20,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
+from urllib3.exceptions import HTTPError
 
 from skipvar.checks import message_of
 from skipvar.config import StorageConfig
@@ -27,12 +28,10 @@ from skipvar.errors import ConfigError, NotFoundError, StorageError
 from skipvar.types import Entry
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
-PROBE_RETRY_SECONDS = 30.0
-"""Patience at start: a mistyped endpoint should be told soon, a restarting one survived."""
 READ_AHEAD_BYTES = 4 << 20
-_PASSING_ERRORS = (BotoConnectionError, HTTPClientError, IncompleteReadError)
+_PASSING_ERRORS = (BotoConnectionError, HTTPClientError, IncompleteReadError, HTTPError)
+"""urllib3's own `HTTPError`: botocore lets it pass where the body of an error's answer is cut."""
 _PASSING_CODES = {
     "ConditionalRequestConflict", "OperationAborted", "InternalError", "ServiceUnavailable", "SlowDown",
     "Throttling", "ThrottlingException", "TooManyRequests", "RequestTimeout", "RequestTimeoutException",
@@ -64,22 +63,14 @@ class S3Storage:
     def __init__(self, uri: str, config: StorageConfig) -> None:
         try:
             parts = urlsplit(uri)
-            urlsplit(config.endpoint_url or "")
         except ValueError:
-            raise ConfigError(
-                "storage.endpoint_url or an S3 location is no valid address; check its brackets."
-            ) from None
+            raise ConfigError("An S3 location is no valid address; check its brackets.") from None
         if not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
             raise ConfigError("An S3 location is s3://bucket or s3://bucket/prefix, without keys or options in it.")
-        if config.endpoint_url and "@" in urlsplit(config.endpoint_url).netloc:
-            raise ConfigError(
-                "storage.endpoint_url must not hold credentials; they come from the AWS environment or profile."
-            )
         self._bucket = parts.netloc
         self._prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
         self.uri = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
         self._retry_seconds = config.retry_seconds
-        self._start_patience = min(config.retry_seconds, PROBE_RETRY_SECONDS)
         try:
             self._client = _client(config)
         except (BotoCoreError, ValueError) as error:
@@ -87,13 +78,18 @@ class S3Storage:
         self._endpoint = _shown_endpoint(self._client.meta.endpoint_url)
 
     def look(self) -> None:
-        """Raise where there is no such bucket; one that may not be looked at passes."""
-        self._check_bucket()
+        """Raise where there is no such bucket (some servers would make one on the first write)."""
+        try:
+            self._call(f"use {self.uri}", self._client.head_bucket)
+        except NotFoundError:
+            raise StorageError(f"Cannot use {self.uri}: {_REMEDIES['NoSuchBucket']}.") from None
+        except _AccessDenied:
+            logger.debug("the bucket of %s may not be looked at; writing will tell whether it may be used", self.uri)
 
     def check_writable(self) -> None:
-        self._check_bucket()
+        self.look()
         name = f"_probe/{uuid.uuid4().hex}"
-        first, second = (self._put(name, b"probe", absent=True, patience=self._start_patience) for _ in range(2))
+        first, second = (self.put_if_absent(name, b"probe") for _ in range(2))
         self.delete(name)
         if not first or second:
             raise StorageError(
@@ -101,21 +97,11 @@ class S3Storage:
                 f"{self.uri}; use one that honours conditional writes (AWS, a current MinIO or SeaweedFS)."
             )
 
-    def _check_bucket(self) -> None:
-        """A missing bucket, by name: some servers would make one on the first write."""
-        try:
-            self._call(f"use {self.uri}", lambda: self._client.head_bucket(Bucket=self._bucket), self._start_patience)
-        except NotFoundError:
-            raise StorageError(f"Cannot use {self.uri}: {_REMEDIES['NoSuchBucket']}.") from None
-        except _AccessDenied:
-            logger.debug("the bucket of %s may not be looked at; writing will tell whether it may be used", self.uri)
-
     def list(self, prefix: str = "") -> Iterator[Entry]:
         token: dict[str, str] = {}
         while True:
             page = self._call(
-                f"list {self.uri}/{prefix}",
-                lambda: self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + prefix, **token),  # noqa: B023 (called at once)
+                f"list {self.uri}/{prefix}", self._client.list_objects_v2, Prefix=self._prefix + prefix, **token
             )
             for item in page.get("Contents", ()):
                 yield Entry(item["Key"][len(self._prefix) :], item["Size"], item["ETag"].strip('"'))
@@ -125,79 +111,61 @@ class S3Storage:
 
     def open(self, name: str) -> BinaryIO:
         """Ranged GETs that read `READ_AHEAD_BYTES` ahead; a `StorageError` where the object changes meanwhile."""
-        status = self._call(
-            f"read {self.uri}/{name}", lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + name)
-        )
-        reader = _RangeReader(lambda start, stop: self._get(name, start, stop, status["ETag"]), status["ContentLength"])
+        status = self._call_on("read", name, self._client.head_object)
+
+        def get(start: int, stop: int) -> bytes:
+            return self._get(name, Range=f"bytes={start}-{stop - 1}", IfMatch=status["ETag"])
+
+        reader = _RangeReader(get, status["ContentLength"])
         return cast(BinaryIO, io.BufferedReader(reader, READ_AHEAD_BYTES))
 
     def read(self, name: str) -> bytes:
         return self._get(name)
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
-        return self._put(name, data, absent=True, patience=self._retry_seconds)
-
-    def replace(self, name: str, data: bytes) -> None:
-        self._put(name, data, absent=False, patience=self._retry_seconds)
-
-    def delete(self, name: str) -> None:
-        self._call(
-            f"delete {self.uri}/{name}",
-            lambda: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name),
-        )
-
-    def exists(self, name: str) -> bool:
-        try:
-            self._call(
-                f"read {self.uri}/{name}",
-                lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + name),
-            )
-        except NotFoundError:
-            return False
-        return True
-
-    def _put(self, name: str, data: bytes, *, absent: bool, patience: float) -> bool:
         """One whole `PutObject`. A 412 after a cut connection may be our own upload: "already there" all the same."""
-        condition = {"IfNoneMatch": "*"} if absent else {}
         try:
-            self._call(
-                f"write {self.uri}/{name}",
-                lambda: self._client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=data, **condition),
-                patience,
-            )
+            self._call_on("write", name, self._client.put_object, Body=data, IfNoneMatch="*")
         except _PreconditionFailed:
             return False
         return True
 
-    def _get(self, name: str, start: int | None = None, stop: int | None = None, etag: str | None = None) -> bytes:
-        options: dict[str, str] = {} if etag is None else {"IfMatch": etag}
-        if start is not None and stop is not None:
-            options["Range"] = f"bytes={start}-{stop - 1}"
+    def replace(self, name: str, data: bytes) -> None:
+        self._call_on("write", name, self._client.put_object, Body=data)
 
-        def get() -> bytes:
-            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name, **options)
-            return cast(bytes, answer["Body"].read())
+    def delete(self, name: str) -> None:
+        self._call_on("delete", name, self._client.delete_object)
+
+    def _get(self, name: str, **which: str) -> bytes:
+        """The whole object, or a range of it as long as it is the same."""
+
+        def get(**where: str) -> bytes:
+            return cast(bytes, self._client.get_object(**where)["Body"].read())
 
         try:
-            return self._call(f"read {self.uri}/{name}", get)
+            return cast(bytes, self._call_on("read", name, get, **which))
         except _PreconditionFailed:
             raise StorageError(
                 f"{self.uri}/{name} changed while it was being read; leave inputs alone during a run."
             ) from None
 
-    def _call(self, what: str, function: Callable[[], T], patience: float | None = None) -> T:
-        """Run one S3 call; trouble that passes is retried for `patience` seconds, all else is explained at once."""
+    def _call_on(self, verb: str, name: str, function: Callable[..., Any], **arguments: Any) -> Any:
+        """`_call` for one object."""
+        return self._call(f"{verb} {self.uri}/{name}", function, Key=self._prefix + name, **arguments)
+
+    def _call(self, what: str, function: Callable[..., Any], **arguments: Any) -> Any:
+        """One S3 call; trouble that passes is retried for `storage.retry_seconds`, all else is explained at once."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_is_passing),
-            stop=tenacity.stop_after_delay(self._retry_seconds if patience is None else patience),
+            stop=tenacity.stop_after_delay(self._retry_seconds),
             wait=tenacity.wait_exponential_jitter(initial=0.2, max=10.0, jitter=0.5),
             before_sleep=lambda state: _log_retry(what, state),
             reraise=True,
         )
         started = time.monotonic()
         try:
-            return retrying(function)
-        except (ClientError, BotoCoreError, OSError) as error:
+            return retrying(function, Bucket=self._bucket, **arguments)
+        except (ClientError, BotoCoreError, HTTPError, OSError) as error:
             raise self._explain(error, what, time.monotonic() - started) from None  # the cause may hold signed headers
 
     def _explain(self, error: Exception, what: str, seconds: float) -> StorageError:
@@ -216,7 +184,7 @@ class S3Storage:
             return NotFoundError(f"Cannot {what}: there is no such object.")
         if code in ("PreconditionFailed", "412"):
             return _PreconditionFailed(what)
-        if code in ("403",):  # HEAD requests have no body to tell the reason
+        if code == "403":  # HEAD requests have no body to tell the reason
             code = "AccessDenied"
         kind = _AccessDenied if code == "AccessDenied" else StorageError
         return kind(f"Cannot {what}: {_REMEDIES.get(code, f'the endpoint {self._endpoint} answered {code}')}.")
@@ -282,11 +250,9 @@ def _client(config: StorageConfig) -> Any:
 
 
 def _code(error: BaseException) -> str:
-    return (
-        str(error.response.get("Error", {}).get("Code", "?"))
-        if isinstance(error, ClientError)
-        else type(error).__name__
-    )
+    if isinstance(error, ClientError):
+        return str(error.response.get("Error", {}).get("Code", "?"))
+    return type(error).__name__
 
 
 def _is_passing(error: BaseException) -> bool:

@@ -1,15 +1,19 @@
-"""The columns of a dataset and of its error table, with the metadata that makes `datasets` decode the images."""
+"""The columns of a dataset and of its error table, with the metadata that makes `datasets` decode the images.
+
+A run whose policy is `trials` has a trial's columns besides: their types, there and back.
+"""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
 from skipvar.errors import InputError
-from skipvar.shards.trial_columns import TRIAL_CLOCKS, TRIAL_COLUMNS
 from skipvar.skip.policy import TRIALS
 from skipvar.skip.strategy import STRATEGY_NAMES
+from skipvar.types import Probe, Trial
 
 SCHEMA_VERSION = 2
 """2: `strategy_scores` has ten fields; 1 had the paper's seven."""
@@ -17,12 +21,15 @@ SCHEMA_VERSION = 2
 JSON_TEXT = {b"skipvar": b"json"}
 """Metadata of a jsonl column whose values have no common type: each is kept as its JSON text."""
 
-UNHASHED = frozenset({"replica", "created_at", "engine_seconds", *TRIAL_CLOCKS})
-"""Columns that tell who made a row and when; two workers that make one unit agree on all the others."""
+UNHASHED = frozenset(
+    {"replica", "created_at", "engine_seconds", "trial_seconds", "trial_probe_seconds", "trial_latent_seconds"}
+)
+"""Columns that tell who made a row, when and how fast; two workers that make one unit agree on all the others."""
 
 IMAGE_BYTES = "image.bytes"
 """The Parquet path of the images' leaf column."""
 
+_BY_STRATEGY = pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])
 _STANDARD = (
     ("id", pa.string()),
     ("position", pa.int64()),
@@ -38,7 +45,7 @@ _STANDARD = (
     ("policy", pa.string()),
     ("probe_sobel_change", pa.float64()),
     ("probe_fft_high_frequency_ratio", pa.float64()),
-    ("strategy_scores", pa.struct([(name, pa.float64()) for name in STRATEGY_NAMES])),
+    ("strategy_scores", _BY_STRATEGY),
     ("cfg", pa.list_(pa.float32())),
     ("tau", pa.list_(pa.float32())),
     ("top_k", pa.int32()),
@@ -53,6 +60,20 @@ _STANDARD = (
     ("replica", pa.string()),
     ("created_at", pa.timestamp("us", tz="UTC")),
     ("engine_seconds", pa.float64()),
+)
+_PROBE = pa.struct(
+    [("grid_scale", pa.int32()), ("sobel_change", pa.float64()), ("fft_high_frequency_ratio", pa.float64())]
+)
+TRIAL_COLUMNS = (
+    ("trial_ssim", _BY_STRATEGY),
+    ("trial_psnr", _BY_STRATEGY),
+    ("trial_lpips", _BY_STRATEGY),
+    ("trial_seconds", _BY_STRATEGY),
+    ("trial_probes", pa.list_(_PROBE)),
+    ("trial_probe_seconds", pa.list_(pa.float64())),
+    ("trial_latents", pa.list_(pa.float32())),
+    ("trial_early_latents", pa.list_(pa.float32())),
+    ("trial_latent_seconds", pa.float64()),
 )
 _ERROR = (
     ("position", pa.int64()),
@@ -98,6 +119,30 @@ def own_names(columns: Sequence[str]) -> dict[str, str]:
         names[column] = name
         taken.add(name)
     return names
+
+
+def trial_to_columns(trial: Trial) -> dict[str, Any]:
+    """The values of a row; `trial_of_columns` reads them."""
+    columns = {f"trial_{name}": value for name, value in asdict(trial).items()}
+    columns["trial_probes"] = [{"grid_scale": grid, **probe} for grid, probe in columns["trial_probes"].items()]
+    columns["trial_probe_seconds"] = [trial.probe_seconds[grid] for grid in trial.probes]
+    return columns
+
+
+def trial_of_columns(row: Mapping[str, Any]) -> Trial:
+    """The trial of a row. Raises KeyError, TypeError or ValueError where it holds none."""
+    probes = {numbers.pop("grid_scale"): Probe(**numbers) for numbers in map(dict, row["trial_probes"])}
+    return Trial(
+        ssim=row["trial_ssim"],
+        psnr=row["trial_psnr"],
+        lpips=row.get("trial_lpips"),  # older runs have no such column
+        seconds=row["trial_seconds"],
+        probes=probes,
+        probe_seconds=dict(zip(probes, row["trial_probe_seconds"], strict=True)),
+        latents=row["trial_latents"],
+        early_latents=row["trial_early_latents"],
+        latent_seconds=row["trial_latent_seconds"],
+    )
 
 
 def storable_columns(fields: Iterable[pa.Field], origin: str) -> pa.Schema:

@@ -49,9 +49,6 @@ class Storage(Protocol):
     def delete(self, name: str) -> None:
         """Remove the object; no error if there is none."""
 
-    def exists(self, name: str) -> bool:
-        """Whether there is such an object; its content is not read."""
-
 
 def split_s3(uri: str) -> tuple[str, str]:
     """Bucket and key (or prefix, or pattern) of an `s3://` address."""
@@ -95,18 +92,25 @@ def explain_os_error(error: OSError, what: str) -> StorageError:
     return StorageError(f"Cannot {what}: {reason}.")
 
 
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """An error of the local file system becomes a `StorageError`; `what` names the action and the file."""
+    try:
+        yield
+    except OSError as error:
+        raise explain_os_error(error, what) from error
+
+
 class LocalStorage:
     """A folder. An object appears by `link` from a finished temporary file, so no partial one is ever visible."""
 
     def __init__(self, uri: str) -> None:
         try:
             self.root = Path(uri).expanduser().absolute()
-        except RuntimeError as error:  # ~user, and there is no such user
-            raise ConfigError(f"The location {uri[:200]!r} cannot be used: its user is not known here.") from error
-        try:
             self.root.exists()
-        except (OSError, ValueError) as error:  # a name too long for any file
-            reason = error.strerror if isinstance(error, OSError) else error
+        except (OSError, RuntimeError, ValueError) as error:  # a name too long for any file; an unknown ~user
+            is_user = isinstance(error, RuntimeError)
+            reason = "its user is not known here" if is_user else getattr(error, "strerror", error)
             raise ConfigError(f"The location {uri[:200]!r} cannot be used: {reason}.") from error
         self.uri = str(self.root)
         self._clean_temporary()
@@ -117,50 +121,41 @@ class LocalStorage:
             raise ConfigError(
                 f"output.path: {self.root} cannot be a folder, since {place} is none; give another location."
             )
-        if not os.access(place, os.W_OK | os.X_OK):
-            error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            raise explain_os_error(error, f"write to {place}")
+        with explained(f"write to {place}"):
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def check_writable(self) -> None:
         name = f"_probe-{uuid.uuid4().hex}"  # in no folder of its own: removing that would race with another run
-        try:
-            if not self.put_if_absent(name, b"probe") or self.put_if_absent(name, b"probe"):
-                raise StorageError(
-                    f"The file system at {self.uri} cannot tell whether a file is there; give another location."
-                )
-        finally:
-            with contextlib.suppress(StorageError):
-                self.delete(name)
+        first, second = (self.put_if_absent(name, b"probe") for _ in range(2))
+        self.delete(name)
+        if not first or second:
+            raise StorageError(
+                f"The file system at {self.uri} cannot tell whether a file is there; give another location."
+            )
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         folder = prefix.rpartition("/")[0]
-        try:
+        with explained(f"list {join(self.uri, folder)}"):
             if folder and (self.root / folder).is_file():
                 raise StorageError(f"{join(self.uri, folder)} is a file where a folder is due; restore the folder.")
             found = sorted(self._walk(self.root / folder))
-        except OSError as error:
-            raise explain_os_error(error, f"list {join(self.uri, folder)}") from error
         for name, size, modified in found:
             if name.startswith(prefix) and not name.startswith(f"{TEMPORARY}/"):
                 yield Entry(name, size, str(modified))
 
     def open(self, name: str) -> BinaryIO:
         path = self._path(name)
-        try:
+        with explained(f"read {path}"):
             return path.open("rb")
-        except OSError as error:
-            raise explain_os_error(error, f"read {path}") from error
 
     def read(self, name: str) -> bytes:
-        try:
-            with self.open(name) as file:
-                return file.read()
-        except OSError as error:
-            raise explain_os_error(error, f"read {self._path(name)}") from error
+        with explained(f"read {self._path(name)}"), self.open(name) as file:
+            return file.read()
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         path = self._path(name)
-        try:
+        with explained(f"write {path}"):
             if path.exists():
                 return False
             with self._temporary(data) as temporary:
@@ -168,35 +163,22 @@ class LocalStorage:
                     _placed(lambda: os.link(temporary, path), path.parent)
                 except FileExistsError:
                     return False
-        except OSError as error:
-            raise explain_os_error(error, f"write {path}") from error
         return True
 
     def replace(self, name: str, data: bytes) -> None:
         path = self._path(name)
-        try:
-            with self._temporary(data) as temporary:
-                _placed(lambda: temporary.replace(path), path.parent)
-        except OSError as error:
-            raise explain_os_error(error, f"write {path}") from error
+        with explained(f"write {path}"), self._temporary(data) as temporary:
+            _placed(lambda: temporary.replace(path), path.parent)
 
     def delete(self, name: str) -> None:
         path = self._path(name)
-        try:
+        with explained(f"delete {path}"):
             path.unlink(missing_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 _sync_folder(path.parent)
-        except OSError as error:
-            raise explain_os_error(error, f"delete {path}") from error
         if path.parent != self.root:
             with contextlib.suppress(OSError):  # not empty, or gone already
                 path.parent.rmdir()
-
-    def exists(self, name: str) -> bool:
-        try:
-            return self._path(name).exists()
-        except OSError as error:
-            raise explain_os_error(error, f"read {self._path(name)}") from error
 
     def _path(self, name: str) -> Path:
         parts = PurePosixPath(name)

@@ -8,9 +8,9 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,8 +31,6 @@ _PREFIX = "skipvar."
 _ROW_OVERHEAD_BYTES = 500
 _CHECKSUM = "skipvar.file_sha256"
 _NO_CHECKSUM = "0" * 64
-_CHECKSUM_IN_FILE = re.compile(re.escape(_CHECKSUM.encode()) + rb"..(.{64})", re.DOTALL)
-"""Key and value in a footer. Thrift's compact protocol has two bytes between them: a type, a length under 128."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,21 +62,24 @@ class UnitFooter:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[bytes, bytes]) -> "UnitFooter":
-        """KeyError or ValueError where it is not the footer of a unit."""
-        values = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(_PREFIX.encode())}
-        retried = json.loads(values[_PREFIX + "retried"])
+        """KeyError, TypeError or ValueError where it is not the footer of a unit."""
+        mine = [key for key in metadata if key.startswith(_PREFIX.encode())]
+        said = {key.decode().removeprefix(_PREFIX): metadata[key].decode() for key in mine}
+        retried = json.loads(said["retried"])
+        if said["errors"] and parse_error_name(said["errors"]) is None:
+            raise ValueError("no error file has such a name")
         return cls(
-            unit=int(values[_PREFIX + "unit"]),
-            retry=int(values[_PREFIX + "retry"]),
-            rows=int(values[_PREFIX + "rows"]),
-            content_hash=values[_PREFIX + "content_hash"],
-            fingerprint=values[_PREFIX + "fingerprint"],
-            schema_version=int(values[_PREFIX + "schema_version"]),
-            errors=values[_PREFIX + "errors"] or None,
-            error_rows=int(values[_PREFIX + "error_rows"]),
+            unit=int(said["unit"]),
+            retry=int(said["retry"]),
+            rows=int(said["rows"]),
+            content_hash=said["content_hash"],
+            fingerprint=said["fingerprint"],
+            schema_version=int(said["schema_version"]),
+            errors=said["errors"] or None,
+            error_rows=int(said["error_rows"]),
             retried=None if retried is None else frozenset((position, index) for position, index in retried),
-            phase_seconds=json.loads(values.get(_PREFIX + "phase_seconds", "{}")),
-            audit_seconds=json.loads(values.get(_PREFIX + "audit_seconds", "{}")),
+            phase_seconds=json.loads(said.get("phase_seconds", "{}")),
+            audit_seconds=json.loads(said.get("audit_seconds", "{}")),
         )
 
 
@@ -111,17 +112,13 @@ def data_files(storage: Storage) -> Iterator[tuple[FileKey, str]]:
             yield key, entry.name
 
 
-def list_units(storage: Storage, num_units: int) -> tuple[dict[int, list[int]], list[str]]:
-    """The retries that are there of each unit (0: the unit itself), and files that belong to no unit of so many."""
-    retries: dict[int, list[int]] = defaultdict(list)
-    strangers = []
-    for entry in storage.list(DATA):
-        parsed = parse_data_name(entry.name)
-        if parsed is None or parsed[0] >= num_units:
-            strangers.append(entry.name)
-        else:
-            retries[parsed[0]].append(parsed[1])
-    return retries, strangers
+def unit_files(storage: Storage, units: Container[int]) -> dict[int, list[int]]:
+    """The files that are there of some units: of each the numbers of its retries in order, 0 for the unit itself."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for (unit, retry), _ in data_files(storage):
+        if unit in units:
+            found[unit].append(retry)
+    return {unit: sorted(found[unit]) for unit in sorted(found)}
 
 
 class ContentHash:
@@ -142,22 +139,6 @@ class ContentHash:
         return self._sha256.hexdigest()
 
 
-def row_groups(rows: Iterable[dict[str, Any]], schema: pa.Schema, max_bytes: int) -> Iterator[pa.RecordBatch]:
-    """The rows in batches of at most so many bytes (one row at least). Rows are let go as they are taken."""
-    waiting: list[dict[str, Any]] = []
-    size, names = 0, set(schema.names)
-    for row in rows:
-        assert row.keys() == names, row.keys() ^ names  # Arrow would make nulls of what a row lacks
-        added = approximate_bytes(row) + _ROW_OVERHEAD_BYTES
-        if waiting and size + added > max_bytes:
-            yield pa.RecordBatch.from_pylist(waiting, schema=schema)
-            waiting, size = [], 0
-        waiting.append(row)
-        size += added
-    if waiting:
-        yield pa.RecordBatch.from_pylist(waiting, schema=schema)
-
-
 class UnitFile:
     """A Parquet file in memory: small columns compressed, images as they are, page index written.
 
@@ -165,7 +146,8 @@ class UnitFile:
     own, but statistics and indexes, by which readers skip pages, have none.
     """
 
-    def __init__(self, schema: pa.Schema) -> None:
+    def __init__(self, schema: pa.Schema, rows: Iterable[dict[str, Any]], max_row_group_bytes: int) -> None:
+        """`rows` have a value for each column; they are let go as they are taken."""
         self._sink = io.BytesIO()
         leaves = [path for path in _leaf_paths(schema) if path != IMAGE_BYTES]
         self._writer = pq.ParquetWriter(
@@ -179,43 +161,44 @@ class UnitFile:
             write_page_checksum=True,
         )
 
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Add one row group."""
-        self._writer.write_batch(batch, row_group_size=batch.num_rows)
+        content = ContentHash()
+        for batch in _row_groups(rows, schema, max_row_group_bytes):
+            content.update(batch)
+            self._writer.write_batch(batch, row_group_size=batch.num_rows)
+        self.content_hash = content.hexdigest()
 
     def finish(self, metadata: Mapping[str, str]) -> bytes:
         """Close the file with `metadata` in its footer, and return its bytes with their checksum in place."""
         self._writer.add_key_value_metadata({**metadata, _CHECKSUM: _NO_CHECKSUM})
         self._writer.close()
         data = self._sink.getvalue()
-        start, end = _checksum_place(data)
-        return b"".join((data[:start], _checksum(data, start, end), data[end:]))
+        place = _checksum_place(data)
+        assert place is not None
+        return b"".join((data[: place.start], _checksum(data, place), data[place.stop :]))
 
 
 def has_own_checksum(data: bytes) -> bool | None:
     """Whether a file's bytes are those that its checksum was taken of; None where it holds none."""
-    try:
-        start, end = _checksum_place(data)
-    except ValueError:
-        return None
-    return _checksum(data, start, end) == data[start:end]
+    place = _checksum_place(data)
+    return None if place is None else _checksum(data, place) == data[place]
 
 
-def _checksum(data: bytes, start: int, end: int) -> bytes:
+def _checksum(data: bytes, place: slice) -> bytes:
     """Of all the bytes, with zeros at its own place; in hexadecimal digits. Nothing of the file is copied."""
     view, digest = memoryview(data), hashlib.sha256()
-    for part in (view[:start], _NO_CHECKSUM.encode(), view[end:]):
+    for part in (view[: place.start], _NO_CHECKSUM.encode(), view[place.stop :]):
         digest.update(part)
     return digest.hexdigest().encode()
 
 
-def _checksum_place(data: bytes) -> tuple[int, int]:
-    """Where the checksum's 64 digits are: at the last place that looks like it, since rows come before the footer."""
-    start = data.rfind(_CHECKSUM.encode())
-    found = _CHECKSUM_IN_FILE.match(data, start) if start >= 0 else None
-    if found is None:
-        raise ValueError("no checksum in this file")
-    return found.span(1)
+def _checksum_place(data: bytes) -> slice | None:
+    """Where the checksum's digits are: after the last place of its key, since rows come before the footer.
+
+    Thrift's compact protocol has two bytes between key and value: a type, a length under 128.
+    """
+    key = data.rfind(_CHECKSUM.encode())
+    start = key + len(_CHECKSUM) + 2
+    return None if key < 0 else slice(start, start + len(_NO_CHECKSUM))
 
 
 @contextlib.contextmanager
@@ -229,27 +212,56 @@ def readable(name: str) -> Iterator[None]:
         ) from error
 
 
-def read_unit_footer(file: BinaryIO, name: str) -> UnitFooter:
-    """The footer of a data file; StorageError where it is not one."""
-    with readable(name):
-        return UnitFooter.from_metadata(pq.read_metadata(file).metadata or {})
+@contextlib.contextmanager
+def open_unit(storage: Storage, name: str, **options: Any) -> Iterator[pq.ParquetFile]:
+    """A unit's file, of which only what is asked for is read. `StorageError` where it is damaged, wherever that shows.
+
+    `options` are those of `pyarrow.parquet.ParquetFile`.
+    """
+    with (
+        readable(f"{storage.uri}/{name}"),
+        storage.open(name) as file,
+        pq.ParquetFile(file, pre_buffer=False, **options) as parquet,
+    ):
+        yield parquet
+
+
+def read_unit_footer(storage: Storage, name: str) -> UnitFooter:
+    """The footer of a data file; `StorageError` where it is not one."""
+    with open_unit(storage, name) as parquet:
+        return UnitFooter.from_metadata(parquet.metadata.metadata or {})
 
 
 def read_columns(storage: Storage, name: str, columns: Sequence[str]) -> pa.Table:
-    """Columns of a unit's file; no others are read."""
-    with storage.open(name) as file:
-        return read_table(file, columns)
+    """Columns of a unit's file; no others are read. Raises `StorageError`."""
+    with open_unit(storage, name) as parquet:
+        return parquet.read(columns=list(columns), use_threads=False)
 
 
-def read_table(source: BinaryIO | bytes, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """A Parquet file, or some columns of it, by this thread alone.
 
     `pyarrow.parquet.read_table` reads by Arrow's threads: one that is not done at the interpreter's end aborts the
     process.
     """
-    file = pa.BufferReader(source) if isinstance(source, bytes) else source
-    with pq.ParquetFile(file, pre_buffer=False) as parquet:
+    with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as parquet:
         return parquet.read(columns=None if columns is None else list(columns), use_threads=False)
+
+
+def _row_groups(rows: Iterable[dict[str, Any]], schema: pa.Schema, max_bytes: int) -> Iterator[pa.RecordBatch]:
+    """The rows in batches of at most so many bytes (one row at least)."""
+    waiting: list[dict[str, Any]] = []
+    size, names = 0, set(schema.names)
+    for row in rows:
+        assert row.keys() == names, row.keys() ^ names  # Arrow would make nulls of what a row lacks
+        added = approximate_bytes(row) + _ROW_OVERHEAD_BYTES
+        if waiting and size + added > max_bytes:
+            yield pa.RecordBatch.from_pylist(waiting, schema=schema)
+            waiting, size = [], 0
+        waiting.append(row)
+        size += added
+    if waiting:
+        yield pa.RecordBatch.from_pylist(waiting, schema=schema)
 
 
 def _canonical(value: Any) -> str:

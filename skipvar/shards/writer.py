@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,18 +14,15 @@ from skipvar.config import OutputConfig, StorageConfig
 from skipvar.errors import StorageError
 from skipvar.shards.encode import encode_image
 from skipvar.shards.pairs import AuditPair, make_pair, pairs_file, pairs_name
-from skipvar.shards.schema import dataset_schema, error_schema, own_names
-from skipvar.shards.storage import Storage, open_storage
-from skipvar.shards.trial_columns import trial_to_columns
+from skipvar.shards.schema import dataset_schema, error_schema, own_names, trial_to_columns
+from skipvar.shards.storage import Storage
 from skipvar.shards.unitfile import (
-    ContentHash,
     UnitFile,
     UnitFooter,
     data_name,
     error_name,
     read_columns,
     read_unit_footer,
-    row_groups,
 )
 from skipvar.types import Failure, Image, RequestKey, Unit, UnitReport
 
@@ -53,24 +50,19 @@ class DatasetSpec:
 class UnitWriter:
     """Gathers one unit and publishes it. `add` may be called from several threads at once, `publish` once, after."""
 
-    def __init__(
-        self, unit: Unit, spec: DatasetSpec, replica: str, attempt: int, storage: Storage | None = None
-    ) -> None:
-        """`storage`: an open one at `spec.output`, to spare opening another."""
+    def __init__(self, unit: Unit, spec: DatasetSpec, replica: str, attempt: int, storage: Storage) -> None:
+        """`storage`: the one at `spec.output`."""
         self._unit = unit
         self._spec = spec
         self._replica = replica
         self._attempt = attempt
-        self._storage = storage or open_storage(spec.output, spec.storage)
-        self._columns = spec.columns
-        self._names = own_names(self._columns.names)
+        self._storage = storage
+        self._names = own_names(spec.columns.names)
         self._rows: dict[RequestKey, dict[str, Any]] = {}
         self._failures: dict[RequestKey, Failure] = {}
-        self._strategies: Counter[str] = Counter()
-        self._audit_scores: list[float] = []
         self._pairs: list[AuditPair] = []
-        self._phase_seconds: defaultdict[str, float] = defaultdict(float)
-        self._audit_seconds: defaultdict[str, float] = defaultdict(float)
+        self._phase_seconds: Counter[str] = Counter()
+        self._audit_seconds: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def add(self, item: Image | Failure) -> None:
@@ -85,15 +77,10 @@ class UnitWriter:
         with self._lock:
             self._check_new(item.request.key)
             self._rows[item.request.key] = row
-            self._strategies[item.strategy] += 1
-            if item.audit_ssim is not None:
-                self._audit_scores.append(item.audit_ssim)
             self._pairs += [] if pair is None else [pair]
-            for phase, seconds in item.phase_seconds.items():
-                self._phase_seconds[phase] += seconds
+            self._phase_seconds.update(item.phase_seconds)
             if item.base_seconds is not None:
-                self._audit_seconds["made"] += item.engine_seconds
-                self._audit_seconds["base"] += item.base_seconds
+                self._audit_seconds.update({"made": item.engine_seconds, "base": item.base_seconds})
 
     def publish(self) -> UnitReport:
         """Write the errors, then the data file, unless another worker published the unit: that is success too.
@@ -104,24 +91,24 @@ class UnitWriter:
         made = self._rows.keys() | self._failures.keys()
         assert made == expected, f"unit {self._unit.index}: {len(expected ^ made)} requests are missing or too many"
         name = data_name(self._unit.index, self._unit.retry)
-        num_failures = len(self._failures)
         errors = self._publish_errors() if self._failures else None
         if self._pairs:
             self._storage.put_if_absent(pairs_name(name), pairs_file(self._pairs))
-        data, footer = self._data_file(errors, num_failures)
-        there = not self._storage.put_if_absent(name, data)
-        published = self._published(name) if there else footer
+        rows = [(row["strategy"], row["audit_ssim"]) for row in self._rows.values()]
+        data, footer = self._data_file(errors)
+        published = footer if self._storage.put_if_absent(name, data) else self._published(name)
         same = published.content_hash == footer.content_hash
-        strategies, scores = (dict(self._strategies), self._audit_scores) if same else self._published_rows(name)
         if not same:
             logger.warning("%s was published by another worker with other content", name)
+            table = read_columns(self._storage, name, ["strategy", "audit_ssim"])
+            rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
         return UnitReport(
             unit=self._unit.index,
             num_images=published.rows,
             num_failures=published.error_rows,
             same_content=same,
-            strategies=strategies,
-            audit_scores=tuple(scores),
+            strategies=Counter(strategy for strategy, _ in rows),
+            audit_scores=tuple(score for _, score in rows if score is not None),
         )
 
     def _check_new(self, key: RequestKey) -> None:
@@ -186,33 +173,27 @@ class UnitWriter:
 
     def _publish_errors(self) -> str:
         """Write the error file under the first free attempt number: one of a dead run may have been left behind."""
-        schema = error_schema(self._columns)
-        file = UnitFile(schema)
         rows = (self._error_row(self._failures[key]) for key in sorted(self._failures))
-        for batch in row_groups(rows, schema, self._spec.form.max_row_group_bytes):
-            file.write(batch)
+        file = UnitFile(error_schema(self._spec.columns), rows, self._spec.form.max_row_group_bytes)
         data = file.finish({"skipvar.unit": str(self._unit.index), "skipvar.fingerprint": self._spec.fingerprint})
         attempt = max(1, self._attempt)
         while not self._storage.put_if_absent(error_name(self._unit.index, attempt), data):
             attempt += 1
         return error_name(self._unit.index, attempt)
 
-    def _data_file(self, errors: str | None, num_failures: int) -> tuple[bytes, UnitFooter]:
-        schema = dataset_schema(self._columns, self._spec.policy)
-        file, content = UnitFile(schema), ContentHash()
+    def _data_file(self, errors: str | None) -> tuple[bytes, UnitFooter]:
         keys = sorted(self._rows)
         rows = (self._rows.pop(key) for key in keys)
-        for batch in row_groups(rows, schema, self._spec.form.max_row_group_bytes):
-            content.update(batch)
-            file.write(batch)
+        schema = dataset_schema(self._spec.columns, self._spec.policy)
+        file = UnitFile(schema, rows, self._spec.form.max_row_group_bytes)
         footer = UnitFooter(
             unit=self._unit.index,
             retry=self._unit.retry,
             rows=len(keys),
-            content_hash=content.hexdigest(),
+            content_hash=file.content_hash,
             fingerprint=self._spec.fingerprint,
             errors=errors,
-            error_rows=num_failures,
+            error_rows=len(self._failures),
             retried=self._unit.only if self._unit.retry else None,
             phase_seconds=_rounded(self._phase_seconds),
             audit_seconds=_rounded(self._audit_seconds),
@@ -220,19 +201,13 @@ class UnitWriter:
         return file.finish(footer.to_metadata()), footer
 
     def _published(self, name: str) -> UnitFooter:
-        with self._storage.open(name) as file:
-            footer = read_unit_footer(file, f"{self._storage.uri}/{name}")
+        footer = read_unit_footer(self._storage, name)
         if footer.fingerprint != self._spec.fingerprint:
             raise StorageError(
                 f"{self._storage.uri}/{name} belongs to a run with fingerprint {footer.fingerprint}, not "
                 f"{self._spec.fingerprint}; give each run an output of its own."
             )
         return footer
-
-    def _published_rows(self, name: str) -> tuple[dict[str, int], list[float]]:
-        """Strategies and audits of what another worker published."""
-        table = read_columns(self._storage, name, ["strategy", "audit_ssim"])
-        return dict(Counter(table["strategy"].to_pylist())), table["audit_ssim"].drop_null().to_pylist()
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

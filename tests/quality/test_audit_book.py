@@ -221,3 +221,10 @@ def test_counting_looks_at_each_waiting_file_once(tmp_path: Path) -> None:
     mine._waiting = waiting = Watched(mine._waiting)
     mine.count()
     assert totals(mine) == (301, 0) and waiting.num_passes < 5
+
+
+def test_a_damaged_data_file_is_told_in_a_sentence(tmp_path: Path) -> None:
+    output = LocalStorage(str(tmp_path / "out"))
+    output.replace(data_name(0), b"PAR1 and then nothing")
+    with pytest.raises(StorageError, match="is not a readable unit"):
+        book(LocalStorage(str(tmp_path / "state"))).catch_up(output)

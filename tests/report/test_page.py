@@ -148,8 +148,7 @@ def _million(folder: Path, prompt: str) -> CountingStorage:
         score = float(noise.beta(20, 2)) if place % 20 == 0 else None
         rows.append({**row, "image": image, "position": place, "strategy": ("base", "skip_1", "skip_3")[place % 3],
                      "audit_ssim": score, "probe_sobel_change": float(noise.random())})  # fmt: skip
-    file = UnitFile(dataset_schema(pa.schema([])))
-    file.write(pa.RecordBatch.from_pylist(rows, schema=dataset_schema(pa.schema([]))))
+    file = UnitFile(dataset_schema(pa.schema([])), rows, max_row_group_bytes=1 << 40)
     footer = UnitFooter(unit=0, retry=0, rows=ROWS, content_hash="", fingerprint="", phase_seconds={"prefix": 10.0})
     path = Path(job.storage.uri) / data_name(0)
     path.write_bytes(file.finish(footer.to_metadata()))

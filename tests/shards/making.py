@@ -10,7 +10,8 @@ import numpy as np
 from skipvar.config import RunConfig
 from skipvar.shards.ledger import Ledger
 from skipvar.shards.prompts import Plan, plan_input, read_unit
-from skipvar.shards.record import RunRecord
+from skipvar.shards.record import RunRecord, fingerprint
+from skipvar.shards.schema import SCHEMA_VERSION
 from skipvar.shards.storage import Storage, open_storage
 from skipvar.shards.unitfile import data_name, read_unit_footer
 from skipvar.shards.writer import DatasetSpec, UnitWriter
@@ -73,7 +74,7 @@ class Job:
         self.ledger = Ledger(self.storage)
         self.plan: Plan = plan_input(config, NUM_SCALES)
         self.parts = {"policy": {"name": "spread"}} if parts is None else parts
-        self.record, self.is_resumed = self.ledger.open_run(self.new_record())
+        self.record = self.ledger.open_run(self.new_record())
         self.spec = DatasetSpec(
             output=self.storage.uri,
             storage=config.storage,
@@ -86,8 +87,14 @@ class Job:
         )
 
     def new_record(self, **versions: str) -> RunRecord:
-        resolved = {"dtype": "float32"}
-        return RunRecord.new(self.parts, self.plan.identity, resolved=resolved, config={}, versions=versions)
+        return RunRecord(
+            fingerprint=fingerprint(self.parts),
+            schema_version=SCHEMA_VERSION,
+            parts=self.parts,
+            input=self.plan.identity,
+            resolved={"dtype": "float32"},
+            versions=versions,
+        )
 
     def make_unit(self, unit: Unit, replica: str = "r0", attempt: int = 1) -> UnitReport:
         writer = UnitWriter(unit, self.spec, replica, attempt, self.storage)
@@ -97,9 +104,7 @@ class Job:
 
     def content_hash(self, unit: int) -> str:
         """Of a published unit."""
-        name = data_name(unit)
-        with self.storage.open(name) as file:
-            return read_unit_footer(file, name).content_hash
+        return read_unit_footer(self.storage, data_name(unit)).content_hash
 
     def make_units(self, units: Iterable[Unit] | None = None) -> list[UnitReport]:
         done = self.ledger.done_units()

@@ -29,10 +29,10 @@ def start(tmp_path: Path, parts: Any = None, text: str = "a\nb bad\nc\n", **valu
 
 def test_the_same_run_is_resumed_where_it_stood(tmp_path: Path) -> None:
     first = start(tmp_path)
-    assert not first.is_resumed
+    assert not first.record.is_resumed
     first.make_unit(first.plan.unit(1))
     second = start(tmp_path)
-    assert second.is_resumed and second.record.fingerprint == first.record.fingerprint
+    assert second.record.is_resumed and second.record.fingerprint == first.record.fingerprint
     assert second.ledger.done_units() == {1}
     assert [report.unit for report in second.make_units()] == [0]
     record = second.ledger.read_run()
@@ -130,12 +130,12 @@ def test_an_error_file_without_its_data_file_does_not_count(tmp_path: Path) -> N
 def test_the_end_is_recorded_and_success_comes_last(tmp_path: Path) -> None:
     job = start(tmp_path)
     job.ledger.finish("stopped", {"images": 0})
-    assert not job.storage.exists("_SUCCESS") and not job.storage.exists("README.md")
+    assert not job.ledger.is_finished() and not list(job.storage.list("README.md"))
     job.make_units()
     job.ledger.finish("finished_with_errors", {"images": 2, "errors": 1, "note": "a|b\n<script>"})
     record = job.ledger.read_run()
     assert record and record.state == "finished_with_errors"
-    assert json.loads(job.storage.read("_SUCCESS"))["counts"]["images"] == 2
+    assert job.ledger.is_finished() and json.loads(job.storage.read("_SUCCESS"))["counts"]["images"] == 2
     card = job.storage.read("README.md").decode()
     assert "data/*.parquet" in card and "<script>" not in card
 
@@ -229,9 +229,9 @@ def test_runs_that_begin_at_once_agree(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path / "out"))
     runs: list[Any] = []
     identity = InputIdentity(num_rows=1, prompts_per_unit=1, images_per_prompt=1, columns={})
-    record = RunRecord.new(PARTS, identity, resolved={}, config={}, versions={})
+    record = RunRecord(fingerprint=fingerprint(PARTS), parts=PARTS, input=identity)
     threads = [threading.Thread(target=lambda: runs.append(Ledger(storage).open_run(record))) for _ in range(6)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
-    assert len(runs) == 6 and len({run.fingerprint for run, _ in runs}) == 1
-    assert [is_resumed for _, is_resumed in runs].count(False) == 1
+    assert len(runs) == 6 and len({run.fingerprint for run in runs}) == 1
+    assert [run.is_resumed for run in runs].count(False) == 1

@@ -90,6 +90,10 @@ DAMAGE: dict[str, tuple[Callable[[Job], None], str]] = {
     ),
     "a stray file": (lambda job: job.storage.replace("data/part.parquet", b"x"), r"belong to no unit"),
     "the errors are gone": (lambda job: job.storage.delete("errors/unit-000000001.1.parquet"), r"there is no such"),
+    "the errors are said to lie elsewhere": (
+        lambda job: rewrite(job, NAME, lambda t: t, errors="../errors/unit-000000001.1.parquet"),
+        r"unit-000000001\.parquet is not a readable",
+    ),
     "an error row is gone": (
         lambda job: rewrite(job, NAME, lambda t: t, errors=None, error_rows=0),
         r"unit 1: 1 requests, such as \(5, 0\), are in neither",
@@ -169,7 +173,7 @@ def test_repair_names_and_unpublishes_only_when_told(job: Job, capsys: pytest.Ca
     assert [entry.name for entry in job.storage.list()] == before
     assert run(job, "--repair", "--yes") == 1
     assert [entry.name for entry in job.storage.list("data/")] == ["data/unit-000000002.parquet"]
-    assert not job.storage.exists("_SUCCESS")
+    assert not job.ledger.is_finished()
     job.make_units()
     job.finish()
     assert run(job, "--full") == 0

@@ -94,7 +94,7 @@ def test_images_survive_and_do_not_vary(image_format: str) -> None:
 
 
 def make_writer(job: Job, replica: str, results: list[Image | Failure]) -> UnitWriter:
-    writer = UnitWriter(job.plan.unit(0), job.spec, replica, 1)
+    writer = UnitWriter(job.plan.unit(0), job.spec, replica, 1, job.storage)
     for result in results:
         writer.add(result)
     return writer
@@ -164,7 +164,7 @@ def test_a_unit_is_never_published_in_part(tmp_path: Path) -> None:
 def test_a_file_of_another_run_is_refused(tmp_path: Path) -> None:
     job = Job(make_config(input__path=write(tmp_path / "a.txt", "a\n"), output__path=str(tmp_path / "out")))
     job.make_units()
-    other = UnitWriter(job.plan.unit(0), dataclasses.replace(job.spec, fingerprint="f" * 16), "r", 1)
+    other = UnitWriter(job.plan.unit(0), dataclasses.replace(job.spec, fingerprint="f" * 16), "r", 1, job.storage)
     other.add(draw(requests(job)[0]))
     with pytest.raises(StorageError, match="belongs to a run with fingerprint"):
         other.publish()

@@ -10,7 +10,7 @@ from shards.making import Job, draw, make_config, make_dataset, write
 
 from jobs.verify import main as verify_main
 from skipvar.config import StorageConfig
-from skipvar.errors import StorageError
+from skipvar.errors import NotFoundError, StorageError
 from skipvar.shards.storage import open_storage
 from storage.proxy import Fault, Proxy
 from storage.server import S3Server
@@ -53,6 +53,13 @@ def test_a_download_survives(bucket: str, proxy: Proxy, proxied: StorageConfig, 
     with storage.open("a") as file:
         file.seek(1_000_000)
         assert file.read() == BODY[1_000_000:]
+
+
+def test_an_answer_that_says_no_may_be_cut_too(bucket: str, proxy: Proxy, proxied: StorageConfig) -> None:
+    storage = open_storage(f"s3://{bucket}/x", proxied)
+    proxy.script(*[Fault(cut_response=0.5)] * 2, method="GET")
+    with pytest.raises(NotFoundError):
+        storage.read("data/none")
 
 
 def test_nothing_is_seen_of_an_upload_that_never_ends(bucket: str, proxy: Proxy) -> None:
