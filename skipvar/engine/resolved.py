@@ -11,7 +11,7 @@ from skipvar.engine.memory import Costs, batch_sizes, image_costs
 from skipvar.errors import ConfigError, RowError
 from skipvar.model.config import ModelConfig
 from skipvar.model.device import Device, Dtype, find_device, find_dtype
-from skipvar.model.identity import Files, LocalFiles, config_sha256, identify
+from skipvar.model.identity import Files, config_sha256, identify
 from skipvar.model.schedules import Schedule, find_schedule
 from skipvar.skip.policy import TRIALS, CertifiedPolicy, Conditions, Policy, Promise
 from skipvar.skip.policy_file import ModelFacts, load_policy
@@ -125,7 +125,7 @@ def resolve(config: RunConfig, files: Files | None = None, device: Device | None
     `device` is what the cluster has; None: this machine's. Raises `ConfigError` and `ModelError`, one sentence for
     each mistake of the user's.
     """
-    files = files or LocalFiles()
+    files = files or Files()
     identity = identify(config.model, files)
     size, layers = check_sampling(config, identity.config)
     num_scales = all_schedules(identity.config, size)[0].num_scales

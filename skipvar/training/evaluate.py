@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from skipvar.config import ModelSection
 from skipvar.engine.sampler import SamplingRules
 from skipvar.engine.trials import TrialImages, make_trials
-from skipvar.model.pipeline import Pipeline, load_folder
+from skipvar.model.pipeline import Pipeline, load_pipeline
 from skipvar.quality.similarity import ssim
 from skipvar.report.sheet import Picture, draw_sheet
 from skipvar.shards.encode import encode_image
@@ -57,7 +58,9 @@ def evaluate(recipe: Recipe, folders: Folders, model: Path) -> dict[str, object]
     scores["ssim_truncated"] = _measure_truncation(autoencoder, pictures, held_out[: settings.num_prompts])
     logger.info("%s", scores)
     prompts = make_prompts(held_out, settings.num_prompts)
-    trials = list(_make_trials(load_folder(model, torch.float32, torch.device("cpu")), prompts, settings))
+    trials = list(
+        _make_trials(load_pipeline(ModelSection(path=str(model), dtype="float32", device="cpu")), prompts, settings)
+    )
     judge = Judge(pictures)
     for name in EVALUATED:
         pixels = torch.from_numpy(np.stack([trial.pixels[name] for trial in trials]))
