@@ -86,6 +86,8 @@ class Trial:
     """The same a scale earlier."""
     latent_seconds: float
     """What taking one of the two cost."""
+    pixels: "Mapping[str, np.ndarray]" = field(default_factory=dict)
+    """Of each strategy's image, as `Image.pixels`; empty unless they are kept, which no dataset does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

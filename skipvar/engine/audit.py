@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from skipvar.engine.state import Snapshot
 from skipvar.types import Image, Request
 
 
@@ -16,15 +15,6 @@ class AuditRule:
     is_audited: Callable[[Request], bool]
     similarity: Callable[[np.ndarray, np.ndarray], np.ndarray]
     """Two `(B, H, W, 3)` uint8 -> `(B,)`."""
-
-
-@dataclass
-class Audited:
-    """An image whose audit is under way."""
-
-    at_decision: Snapshot
-    image: Image | None = None
-    """As it was decided; None: not made yet."""
 
 
 def with_base(image: Image, base: np.ndarray, seconds: float, rule: AuditRule) -> Image:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from skipvar.engine.audit import Audited, AuditRule, as_its_own_base, with_base
+from skipvar.engine.audit import AuditRule, as_its_own_base, with_base
 from skipvar.engine.batcher import Batch, Batcher, Bucket, Limits, Stream
 from skipvar.engine.resolved import DeviceReport
 from skipvar.engine.runner import Runner
@@ -21,7 +21,7 @@ from skipvar.errors import ModelError, RowError
 from skipvar.skip.features import LatentProbe, ProbeRule
 from skipvar.skip.policy import Decision, Policy
 from skipvar.skip.strategy import make_strategy
-from skipvar.types import Failure, Image, Request, RequestKey
+from skipvar.types import Failure, Image, Request
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,6 @@ class Engine:
         self._failed: list[Finished] = []
         """What ended without a batch that finished it."""
         self._audit_rule = audit_rule
-        self._audited: dict[RequestKey, Audited] = {}
 
     @property
     def num_pending(self) -> int:
@@ -83,7 +82,7 @@ class Engine:
             try:
                 image = self.sampler.new_image(request)
             except RowError as error:
-                self._fail(request, error)
+                self._refuse(request, error)
             else:
                 self._batcher.add(Stream(image.schedule, image.is_guided), image)
 
@@ -121,12 +120,15 @@ class Engine:
         """Runs a batch; returns its images that have no scale left to run. Only then anything but them has changed."""
         if isinstance(batch.key, Bucket):
             return self._run_suffix(batch, batch.key)
-        with self._timed("text", batch.items):
-            for image in batch.items:
-                self.sampler.encode_text(image)
+        self._encode_text(batch.items)
         if self.policy.known_strategy is not None:
             return self._run_whole(batch, self.policy.known_strategy)
         return self._run_prefix(batch)
+
+    def _encode_text(self, images: Sequence[ImageState]) -> None:
+        with self._timed("text", images):
+            for image in images:
+                self.sampler.encode_text(image)
 
     def _run_whole(self, batch: Batch[ImageState], name: str) -> list[ImageState]:
         strategy = make_strategy(name, batch.items[0].schedule.num_scales)
@@ -146,15 +148,16 @@ class Engine:
         is_audited = [self._is_drawn(image.request) and not image.is_base for image in batch.items]
         kept = zip(is_done, is_audited, strict=True)
         self._runner.hold(working, [index for index, (done, audited) in enumerate(kept) if not done or audited])
-        for image, audited in zip(batch.items, is_audited, strict=True):
-            if audited:
-                self._audited[image.request.key] = Audited(image.snapshot())
         self._count(self.statistics.prefix, batch)
-        for image, done in zip(batch.items, is_done, strict=True):
+        for image, done, audited in zip(batch.items, is_done, is_audited, strict=True):
+            image.at_decision = image.snapshot() if audited else None
             if not done:
-                assert image.strategy is not None
-                self._batcher.add(Bucket(image.schedule, image.is_guided, image.strategy.name), image)
+                self._queue_suffix(image)
         return [image for image, done in zip(batch.items, is_done, strict=True) if done]
+
+    def _queue_suffix(self, image: ImageState) -> None:
+        assert image.strategy is not None
+        self._batcher.add(Bucket(image.schedule, image.is_guided, image.strategy.name), image)
 
     def _decide(self, working: WorkingBatch) -> None:
         """Asks the policy for each image's strategy."""
@@ -184,8 +187,7 @@ class Engine:
             self._runner.run_suffix(batch.items, self._decision_scale, strategy.modes, batch.limit)
         self._count(self.statistics.suffix[bucket.strategy], batch)
         for image in batch.items:
-            audited = self._audited.get(image.request.key)
-            if audited is None or audited.image is not None:
+            if image.at_decision is None:
                 self._runner.release(image)
         return batch.items
 
@@ -194,21 +196,18 @@ class Engine:
 
     def _finish(self, image: ImageState, pixels: np.ndarray) -> Image | None:
         """The result of a decoded image; None of one that is to be made under `base` as well: it is queued for that."""
-        audited = self._audited.get(image.request.key)
-        if audited is not None and audited.image is not None:
-            del self._audited[image.request.key]
+        if image.made is not None:
             assert self._audit_rule is not None
-            return with_base(audited.image, pixels, sum(image.seconds.values()), self._audit_rule)
+            return with_base(image.made, pixels, sum(image.seconds.values()), self._audit_rule)
         run, base = image.token_forwards()
         self.statistics.token_forwards_run += run
         self.statistics.token_forwards_saved += base - run
         made = image.finish(pixels)
-        if audited is None:
+        if image.at_decision is None:
             return as_its_own_base(made) if image.is_base and self._is_drawn(image.request) else made
-        audited.image = made
-        image.restore(audited.at_decision)
-        image.strategy = make_strategy("base", image.schedule.num_scales)
-        self._batcher.add(Bucket(image.schedule, image.is_guided, "base"), image)
+        image.restore(image.at_decision)  # which has no `at_decision` itself: the slot is free after this suffix
+        image.made, image.strategy = made, make_strategy("base", image.schedule.num_scales)
+        self._queue_suffix(image)
         return None
 
     def _settle(self, images: Sequence[ImageState]) -> list[Finished]:
@@ -223,7 +222,10 @@ class Engine:
             chunk = left[: self._runner.decode_images]
             pixels = self._decode(chunk)
             if isinstance(pixels, Lack):
-                left = left[self._retreat_from_decoding(chunk, pixels) :]
+                if self._can_shrink(chunk, "decoding", pixels):
+                    self._runner.decode_images = max(1, min(self._runner.decode_images // 2, len(chunk) - 1))
+                else:
+                    left = left[1:]
                 continue
             for image in chunk:
                 if not image.is_finite:
@@ -244,53 +246,46 @@ class Engine:
         single image fails."""
         for image, snapshot in zip(batch.items, before, strict=True):
             image.restore(snapshot)
-        self._note_lack(len(batch.items), str(batch.key), lack)
-        if len(batch.items) == 1:
-            self._fail_for_memory(batch.items[0], lack)
-            return
-        self._batcher.put_back(batch)
-        self._batcher.lower_limit(batch.key, max(1, min(batch.limit // 2, len(batch.items) - 1)))
+        if self._can_shrink(batch.items, str(batch.key), lack):
+            self._batcher.put_back(batch)
+            self._batcher.lower_limit(batch.key, max(1, min(batch.limit // 2, len(batch.items) - 1)))
 
-    def _retreat_from_decoding(self, images: Sequence[ImageState], lack: Lack) -> int:
-        """Out of memory while decoding: halves what is decoded together; a single image fails. Returns how many did."""
-        self._note_lack(len(images), "decoding", lack)
-        if len(images) == 1:
-            self._fail_for_memory(images[0], lack)
-            return 1
-        self._runner.decode_images = max(1, min(self._runner.decode_images // 2, len(images) - 1))
-        return 0
+    def _can_shrink(self, images: Sequence[ImageState], what: str, lack: Lack) -> bool:
+        """Counts a lack of memory. Whether fewer images at a time may do: a single one fails.
 
-    def _note_lack(self, num_images: int, what: str, lack: Lack) -> None:
-        """Counts it. Raises `ModelError` under fixed shapes: the run's pixels were promised for its batch sizes."""
+        Raises `ModelError` under fixed shapes: the run's pixels were promised for its batch sizes.
+        """
         if self.sampler.fixed_shapes:
             raise ModelError(
                 f"not enough device memory for a batch ({what}; {lack.reason}), which cannot shrink under "
                 "engine.fixed_shapes; give a smaller engine.batch_size"
             )
         self.statistics.out_of_memory += 1
-        logger.warning("out of memory with %d images (%s)", num_images, what)
+        logger.warning("out of memory with %d images (%s)", len(images), what)
+        if len(images) > 1:
+            return True
+        self._fail(images[0], f"not enough device memory for one image ({lack.reason})")
+        return False
 
     def _fail_as_unfinite(self, image: ImageState, what: str) -> None:
-        self._runner.release(image)
-        error = ModelError(f"the model gave {what} that are not finite numbers in {self.pipeline.dtype}")
-        self._fail(image.request, error)
+        self._fail(image, f"the model gave {what} that are not finite numbers in {self.pipeline.dtype}")
 
-    def _fail_for_memory(self, image: ImageState, lack: Lack) -> None:
+    def _fail(self, image: ImageState, reason: str) -> None:
+        """Ends an image and frees its slot; where only its audit failed, it is there as it was decided."""
         self._runner.release(image)
-        self._fail(image.request, ModelError(f"not enough device memory for one image ({lack.reason})"))
+        if image.made is not None:
+            self._failed.append(image.made)
+        else:
+            self._refuse(image.request, ModelError(reason))
+
+    def _refuse(self, request: Request, error: Exception) -> None:
+        self.statistics.failures += 1
+        self._failed.append(Failure.of(request, error))
 
     @property
     def _decision_scale(self) -> int:
         assert self.policy.decision_scale is not None
         return self.policy.decision_scale
-
-    def _fail(self, request: Request, error: Exception) -> None:
-        audited = self._audited.pop(request.key, None)
-        if audited is not None and audited.image is not None:  # only its audit failed
-            self._failed.append(audited.image)
-            return
-        self.statistics.failures += 1
-        self._failed.append(Failure.of(request, error))
 
     def _count(self, into: BatchCount, batch: Batch[ImageState]) -> None:
         into.add(BatchCount(1, len(batch.items), batch.limit))

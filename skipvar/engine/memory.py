@@ -8,6 +8,7 @@ never runs part full for lack of room. Where that does not fit, smaller batches 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from skipvar.errors import ConfigError, ModelError
 from skipvar.model.config import ModelConfig, VaeConfig
@@ -34,12 +35,21 @@ class Costs:
 
     model: ModelConfig
     schedules: tuple[Schedule, ...]
-    strategies: tuple[Strategy, ...]
-    """Those that may occur: one, where it is known before an image starts."""
-    prefix_scales: int
-    """Scales up to the decision; 0 where every image's strategy is known before it starts, and none waits."""
     element_bytes: int
     """Of a key, a value or an activation in the model's dtype."""
+    decision_scale: int | None
+    """None where every image's strategy is known before it starts, and none waits."""
+    strategy_names: Sequence[str]
+    """Those that may occur: one, where it is known before an image starts."""
+
+    @cached_property
+    def strategies(self) -> tuple[Strategy, ...]:
+        return tuple(make_strategy(name, self.schedules[0].num_scales) for name in self.strategy_names)
+
+    @property
+    def prefix_scales(self) -> int:
+        """Scales up to and with the decision scale; 0 without a decision."""
+        return 0 if self.decision_scale is None else self.decision_scale + 1
 
     @property
     def waits(self) -> bool:
@@ -188,29 +198,6 @@ class MemoryPlan(BatchSizes):
     """All that is promised, reserves included."""
 
 
-def image_costs(
-    config: ModelConfig,
-    schedules: tuple[Schedule, ...],
-    element_bytes: int,
-    *,
-    decision_scale: int | None,
-    strategies: Sequence[str],
-) -> Costs:
-    """What one image costs, from the model's sizes alone.
-
-    `strategies` are those that the policy may choose; with a `decision_scale` of None the only one, which is known
-    before an image starts, so that none waits.
-    """
-    num_scales = schedules[0].num_scales
-    return Costs(
-        model=config,
-        schedules=schedules,
-        strategies=tuple(make_strategy(name, num_scales) for name in strategies),
-        prefix_scales=0 if decision_scale is None else decision_scale + 1,
-        element_bytes=element_bytes,
-    )
-
-
 def batch_sizes(costs: Costs, *, device: str, batch_size: int | None = None) -> BatchSizes:
     """The sizes that the token budget gives, or a given `batch_size` for every kind of batch; memory may lower them.
 
@@ -227,16 +214,14 @@ def _falling_sizes(costs: Costs, device: str, batch_size: int | None) -> Iterato
         for size in range(batch_size, 0, -1):
             yield BatchSizes(size, {strategy.name: size for strategy in costs.strategies}, min(decode, size))
         return
+    rows = {strategy.name: costs.suffix_rows(strategy) for strategy in costs.strategies}
+    prefix_rows = costs.prefix_rows() if costs.waits else max(rows.values())
     last: BatchSizes | None = None
     for max_rows in range(MAX_ROWS[device], -1, -250):
-
-        def images(rows: int, max_rows: int = max_rows) -> int:
-            return max(1, min(MAX_IMAGES[device], max_rows // max(1, rows)))
-
-        rows = {strategy.name: costs.suffix_rows(strategy) for strategy in costs.strategies}
-        prefix = images(costs.prefix_rows() if costs.waits else max(rows.values()))
-        suffix = {name: images(count) if count else prefix for name, count in rows.items()}
-        sizes = BatchSizes(prefix, suffix, decode)
+        # A strategy without a suffix has no batches of its own: its size is the prefix's.
+        fitting = [max_rows // (count or prefix_rows) for count in (prefix_rows, *rows.values())]
+        prefix, *suffixes = (max(1, min(MAX_IMAGES[device], count)) for count in fitting)
+        sizes = BatchSizes(prefix, dict(zip(rows, suffixes, strict=True)), decode)
         if sizes != last:
             yield sizes
         last = sizes

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from skipvar.config import RunConfig
-from skipvar.engine.memory import Costs, batch_sizes, image_costs
+from skipvar.engine.memory import Costs, batch_sizes
 from skipvar.errors import ConfigError, RowError
 from skipvar.model.config import ModelConfig
 from skipvar.model.device import Device, Dtype, find_device, find_dtype
-from skipvar.model.identity import Files, LocalFiles, config_sha256, identify
+from skipvar.model.identity import Files, config_sha256, identify
 from skipvar.model.schedules import Schedule, find_schedule
 from skipvar.skip.policy import TRIALS, CertifiedPolicy, Conditions, Policy, Promise
 from skipvar.skip.policy_file import ModelFacts, load_policy
@@ -45,11 +45,12 @@ class Resolved:
     @cached_property
     def schedules(self) -> tuple[Schedule, ...]:
         """Of all the model's aspect ratios, at the run's size."""
-        return all_schedules(self.model, self.size)
+        ratios = self.model.schedules.grids
+        return tuple(find_schedule(self.model.schedules, float(ratio), self.size) for ratio in ratios)
 
     @property
     def num_scales(self) -> int:
-        return self.schedules[0].num_scales
+        return self.model.schedules.sizes[self.size]
 
     @property
     def max_image_pixels(self) -> int:
@@ -60,12 +61,12 @@ class Resolved:
     @property
     def costs(self) -> Costs:
         """What one image costs, for the plan of memory."""
-        return image_costs(
-            self.model,
-            self.schedules,
-            ELEMENT_BYTES[self.dtype],
+        return Costs(
+            model=self.model,
+            schedules=self.schedules,
+            element_bytes=ELEMENT_BYTES[self.dtype],
             decision_scale=None if self.policy.known_strategy else self.policy.decision_scale,
-            strategies=self.policy.strategies,
+            strategy_names=self.policy.strategies,
         )
 
     def fingerprint_parts(self) -> dict[str, Any]:
@@ -125,10 +126,10 @@ def resolve(config: RunConfig, files: Files | None = None, device: Device | None
     `device` is what the cluster has; None: this machine's. Raises `ConfigError` and `ModelError`, one sentence for
     each mistake of the user's.
     """
-    files = files or LocalFiles()
+    files = files or Files()
     identity = identify(config.model, files)
     size, layers = check_sampling(config, identity.config)
-    num_scales = all_schedules(identity.config, size)[0].num_scales
+    num_scales = identity.config.schedules.sizes[size]
     device = device or find_device(config.model.device)
     dtype = find_dtype(config.model.dtype, device)
     usual = known_schedule(identity.config, config.sampling.aspect_ratio, size)
@@ -214,11 +215,6 @@ def check_sampling(config: RunConfig, model: ModelConfig) -> tuple[str, tuple[in
     if not layers or any(layer > 0 or depth + layer < 1 for layer in layers):
         raise ConfigError(f"sampling.cfg_insertion_layers {list(layers)}: each must be 0 or from -1 to {1 - depth}")
     return size, layers
-
-
-def all_schedules(model: ModelConfig, size: str | None) -> tuple[Schedule, ...]:
-    """The schedules of all the model's aspect ratios at a size."""
-    return tuple(find_schedule(model.schedules, float(ratio), size) for ratio in model.schedules.grids)
 
 
 def strategy_costs(resolved: Resolved, aspect_ratio: float) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,8 @@ class Snapshot:
 
     random_state: Tensor
     """State of the image's generator."""
-    text: tuple[TextState, ...]
-    code_sum: Tensor | None
-    is_finite: bool
-    slot: int | None
-    probe: Probe | None
-    strategy: Strategy | None
-    scores: Mapping[str, float] | None
+    fields: Mapping[str, Any]
+    """All of the image's, by name."""
 
 
 @dataclass
@@ -46,6 +42,10 @@ class ImageState:
     probe: Probe | None = None
     strategy: Strategy | None = None
     scores: Mapping[str, float] | None = None
+    at_decision: Snapshot | None = None
+    """Where an image that is to be audited goes back to, once it is made as decided."""
+    made: Image | None = None
+    """As it was decided, while it is made under `base` as well; of a trial, once all is done."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Its share of the engine's time, by phase."""
 
@@ -59,23 +59,12 @@ class ImageState:
 
     def snapshot(self) -> Snapshot:
         """What `restore` needs to bring the image back to this moment."""
-        return Snapshot(
-            random_state=self.generator.get_state(),
-            text=self.text,
-            code_sum=self.code_sum,
-            is_finite=self.is_finite,
-            slot=self.slot,
-            probe=self.probe,
-            strategy=self.strategy,
-            scores=self.scores,
-        )
+        return Snapshot(self.generator.get_state(), dict(vars(self)))
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Goes back to a snapshot of this image; the seconds spent since then stay counted."""
+        """Goes back to a snapshot of this image; the seconds spent since then stay counted (one mapping throughout)."""
         self.generator.set_state(snapshot.random_state)
-        self.text, self.code_sum, self.is_finite = snapshot.text, snapshot.code_sum, snapshot.is_finite
-        self.slot, self.probe = snapshot.slot, snapshot.probe
-        self.strategy, self.scores = snapshot.strategy, snapshot.scores
+        vars(self).update(snapshot.fields)
 
     def token_forwards(self) -> tuple[int, int]:
         """Tokens that go through the transformer, both branches counted: under its strategy, and under `base`."""

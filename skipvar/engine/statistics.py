@@ -55,9 +55,10 @@ class EngineStatistics:
     @property
     def suffix_fill(self) -> float:
         """Mean fill of suffix batches: images over what full batches would have held."""
-        images = sum(count.images for count in self.suffix.values())
-        capacity = sum(count.capacity for count in self.suffix.values())
-        return images / capacity if capacity else 0.0
+        total = BatchCount()
+        for count in self.suffix.values():
+            total.add(count)
+        return total.fill
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, with the fills worked out."""

@@ -5,7 +5,7 @@ a `ModelError` that names it.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from skipvar.errors import ModelError, first_line
 from skipvar.model.look import read_index
+from skipvar.model.transformer import Transformer
+from skipvar.model.vae import Decoder
 
 State = dict[str, Tensor]
 
@@ -69,84 +71,134 @@ def _flatten(content: object, path: Path) -> State:
     return state
 
 
-_BLOCK_NAMES = {
-    "ada_gss": "modulation",
-    "sa.mat_qkv.weight": "self_attention.qkv.weight",
-    "sa.q_bias": "self_attention.q_bias",
-    "sa.v_bias": "self_attention.v_bias",
-    "sa.scale_mul_1H11": "self_attention.log_scale",
-    "sa.proj.weight": "self_attention.projection.weight",
-    "sa.proj.bias": "self_attention.projection.bias",
-    "ca_norm.weight": "cross_norm.weight",
-    "ca_norm.bias": "cross_norm.bias",
-    "ca.mat_q.weight": "cross_attention.query.weight",
-    "ca.mat_q.bias": "cross_attention.query.bias",
-    "ca.mat_kv.weight": "cross_attention.key_value.weight",
-    "ca.v_bias": "cross_attention.v_bias",
-    "ca.proj.weight": "cross_attention.projection.weight",
-    "ca.proj.bias": "cross_attention.projection.bias",
-    "ffn.fc1.weight": "mlp.up.weight",
-    "ffn.fc1.bias": "mlp.up.bias",
-    "ffn.fc2.weight": "mlp.down.weight",
-    "ffn.fc2.bias": "mlp.down.bias",
-}
-
 _TRANSFORMER_NAMES = {
-    "text_norm.weight": "text_norm",
-    "cfg_uncond": "unconditional_text",
-    "text_proj_for_sos.ca.mat_q": "text_pooling.query",
-    "text_proj_for_sos.ca.mat_kv.weight": "text_pooling.key_value.weight",
-    "text_proj_for_sos.ca.v_bias": "text_pooling.v_bias",
-    "text_proj_for_sos.ca.proj.weight": "text_pooling.projection.weight",
-    "text_proj_for_sos.ca.proj.bias": "text_pooling.projection.bias",
-    "text_proj_for_ca.0.weight": "text_up.weight",
-    "text_proj_for_ca.0.bias": "text_up.bias",
-    "text_proj_for_ca.2.weight": "text_down.weight",
-    "text_proj_for_ca.2.bias": "text_down.bias",
-    "shared_ada_lin.1.weight": "shared_modulation.weight",
-    "shared_ada_lin.1.bias": "shared_modulation.bias",
-    "pos_start": "start_position",
-    "word_embed.weight": "token_embedding.weight",
-    "word_embed.bias": "token_embedding.bias",
-    "lvl_embed.weight": "level_embedding",
-    "head_nm.ada_lin.1.weight": "head_modulation.weight",
-    "head_nm.ada_lin.1.bias": "head_modulation.bias",
+    "text_norm": "text_norm.weight",
+    "unconditional_text": "cfg_uncond",
+    "text_pooling.query": "text_proj_for_sos.ca.mat_q",
+    "text_pooling.key_value.weight": "text_proj_for_sos.ca.mat_kv.weight",
+    "text_pooling.v_bias": "text_proj_for_sos.ca.v_bias",
+    "text_pooling.projection.weight": "text_proj_for_sos.ca.proj.weight",
+    "text_pooling.projection.bias": "text_proj_for_sos.ca.proj.bias",
+    "text_up.weight": "text_proj_for_ca.0.weight",
+    "text_up.bias": "text_proj_for_ca.0.bias",
+    "text_down.weight": "text_proj_for_ca.2.weight",
+    "text_down.bias": "text_proj_for_ca.2.bias",
+    "shared_modulation.weight": "shared_ada_lin.1.weight",
+    "shared_modulation.bias": "shared_ada_lin.1.bias",
+    "start_position": "pos_start",
+    "token_embedding.weight": "word_embed.weight",
+    "token_embedding.bias": "word_embed.bias",
+    "level_embedding": "lvl_embed.weight",
+    "head_modulation.weight": "head_nm.ada_lin.1.weight",
+    "head_modulation.bias": "head_nm.ada_lin.1.bias",
     "head.weight": "head.weight",
     "head.bias": "head.bias",
 }
+"""Our parameter's name to Infinity's."""
+
+_BLOCK_NAMES = {
+    "modulation": "ada_gss",
+    "self_attention.qkv.weight": "sa.mat_qkv.weight",
+    "self_attention.q_bias": "sa.q_bias",
+    "self_attention.v_bias": "sa.v_bias",
+    "self_attention.log_scale": "sa.scale_mul_1H11",
+    "self_attention.projection.weight": "sa.proj.weight",
+    "self_attention.projection.bias": "sa.proj.bias",
+    "cross_norm.weight": "ca_norm.weight",
+    "cross_norm.bias": "ca_norm.bias",
+    "cross_attention.query.weight": "ca.mat_q.weight",
+    "cross_attention.query.bias": "ca.mat_q.bias",
+    "cross_attention.key_value.weight": "ca.mat_kv.weight",
+    "cross_attention.v_bias": "ca.v_bias",
+    "cross_attention.projection.weight": "ca.proj.weight",
+    "cross_attention.projection.bias": "ca.proj.bias",
+    "mlp.up.weight": "ffn.fc1.weight",
+    "mlp.up.bias": "ffn.fc1.bias",
+    "mlp.down.weight": "ffn.fc2.weight",
+    "mlp.down.bias": "ffn.fc2.bias",
+}
+"""The same inside a block."""
 
 _IGNORED = re.compile(
     r"(^|\.)(zero_k_bias|lvl_1L|attn_bias_for_masking|Infinity_visible_kvlen|Infinity_invisible_qlen)$"
 )
 """Buffers of upstream that hold no weights: zeros, and masks of training."""
 
-_BLOCK = re.compile(r"^block_chunks\.(\d+)\.module\.(\d+)\.(.+)$")
-_CHUNKLESS_BLOCK = re.compile(r"^(?:unregistered_blocks|blocks)\.(\d+)\.(.+)$")
+
+def transformer_weights(network: Transformer, path: Path) -> State:
+    """The transformer's tensors from Infinity's file or a converted one, as `fitted` gives them.
+
+    Infinity's blocks stand in chunks or in one list. Its learned unconditional text is cut to the configured length, as
+    upstream does; a shorter one is a `ModelError`.
+    """
+    state, source = read_state(path), str(path)
+    if "token_embedding.weight" in state:
+        return fitted(network, state, source)
+    state = _without_wrapper(state, _TRANSFORMER_NAMES.values(), source)
+    state = {name: tensor for name, tensor in state.items() if not _IGNORED.search(name)}
+    chunked = [match for name in state if (match := re.match(r"block_chunks\.\d+\.module\.(\d+)\.", name))]
+    blocks_per_chunk = 1 + max((int(match[1]) for match in chunked), default=0)
+
+    def names(own: str) -> list[str]:
+        match = re.match(r"blocks\.(\d+)\.(.+)$", own)
+        if match is None:
+            return [_TRANSFORMER_NAMES[own]]
+        index, part = int(match[1]), _BLOCK_NAMES[match[2]]
+        in_list = [f"blocks.{index}.{part}", f"unregistered_blocks.{index}.{part}"]
+        in_chunk = f"block_chunks.{index // blocks_per_chunk}.module.{index % blocks_per_chunk}.{part}"
+        return [in_chunk, *in_list] if chunked else in_list
+
+    table, num_rows = state.get("cfg_uncond"), network.config.text_max_tokens
+    if table is not None and table.ndim == 2:
+        if len(table) < num_rows:
+            wanted = f"the configuration's text_max_tokens is {num_rows}"
+            raise ModelError(f"{source}: cfg_uncond has {len(table)} rows, {wanted} (at most {len(table)} will do)")
+        state["cfg_uncond"] = table[:num_rows]
+    return fitted(network, state, source, names)
 
 
-class RenamedState(State):
-    """Tensors under our names that remembers the file's own: those are what its user knows."""
+_DECODER_NAMES = (
+    (r"^mid\.0\.", r"mid.block_1."),
+    (r"^mid\.1\.", r"mid.block_2."),
+    (r"^levels\.(\d+)\.blocks\.(\d+)\.", r"up.\1.block.\2."),
+    (r"^levels\.(\d+)\.upsample\.", r"up.\1.upsample.conv."),
+    (r"\bshortcut\.", r"nin_shortcut."),
+    (r"(norm\w*)\.(\w+)$", r"\1.norm.\2"),
+    (r"(conv\w*|nin_shortcut)\.(\w+)$", r"\1.conv.\2"),
+)
+"""From our parameter's name to upstream's, one substitution after the other."""
 
-    def __init__(self, official: Callable[[str], str]) -> None:
-        super().__init__()
-        self._official = official
-        self._originals: dict[str, str] = {}
-
-    def add(self, name: str, original: str, tensor: Tensor) -> None:
-        """Takes a tensor under our `name` and the file's `original`; a second one of our name is a `ModelError`."""
-        if name in self:
-            raise ModelError(f"{self._originals[name]} and {original} are two tensors for one parameter")
-        self[name], self._originals[name] = tensor, original
-
-    def source_name(self, name: str) -> str:
-        """What the file calls one of our names, or would call it."""
-        return self._originals.get(name) or self._official(name)
+_VAE_LANDMARKS = [f"decoder.{name}.weight" for name in ("conv_in", "conv_in.conv", "conv_out", "conv_out.conv")]
 
 
-def without_wrapper(state: State, known: Iterable[str], source: str) -> State:
+def decoder_weights(network: Decoder, path: Path) -> State:
+    """The decoder's tensors from an official VAE file (`{"vae": {...}}`) or a converted one, as `fitted` gives them.
+
+    Accepts upstream's alias `X.weight` for `X.conv.weight` and `X.norm.weight`. The encoder and the quantizer's mask
+    are left out: generation does not use them.
+    """
+    state, source = read_state(path), str(path)
+    state = _without_wrapper(state, _VAE_LANDMARKS, source)
+    unused = ("encoder.", "quantizer.", "quantize.")
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(unused)}
+    is_converted = any(name.startswith("decoder.levels.") for name in state)
+
+    def names(own: str) -> list[str]:
+        if is_converted:
+            return [f"decoder.{own}"]
+        official = own
+        for pattern, replacement in _DECODER_NAMES:
+            official = re.sub(pattern, replacement, official)
+        alias = re.sub(r"\.(?:conv|norm)\.(weight|bias)$", r".\1", official)
+        return [f"{prefix}{name}" for prefix in ("decoder.", "") for name in (official, alias)]
+
+    return fitted(network, state, source, names)
+
+
+def _without_wrapper(state: State, known: Iterable[str], source: str) -> State:
     """Takes off the one prefix (`vae.`, `trainer.gpt.`) under which a network's `known` names stand.
 
-    Names outside it stay, so that loading refuses them by name; two networks in one file are a `ModelError`.
+    Names outside it stay, so that they are refused by name; two networks in one file are a `ModelError`.
     """
     found = {name.removesuffix(end) for name in state for end in known if name == end or name.endswith(f".{end}")}
     if "" in found or not found:
@@ -157,112 +209,31 @@ def without_wrapper(state: State, known: Iterable[str], source: str) -> State:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
-def transformer_state_from_official(state: State, source: str = "transformer") -> RenamedState:
-    """Infinity's names to ours. Names that nobody knows pass through, so that loading refuses them by name."""
-    state = without_wrapper(state, _TRANSFORMER_NAMES, source)
-    matches = [match for name in state if (match := _BLOCK.match(name))]
-    blocks_per_chunk = 1 + max((int(match[2]) for match in matches), default=0)
-    own = RenamedState(lambda name: _official_transformer_name(name, blocks_per_chunk if matches else None))
-    for name, tensor in state.items():
-        if _IGNORED.search(name):
-            continue
-        if match := _BLOCK.match(name):
-            index, part = int(match[1]) * blocks_per_chunk + int(match[2]), match[3]
-        elif match := _CHUNKLESS_BLOCK.match(name):
-            index, part = int(match[1]), match[2]
-        else:
-            own.add(_TRANSFORMER_NAMES.get(name, name), name, tensor)
-            continue
-        own.add(f"blocks.{index}.{_BLOCK_NAMES[part]}" if part in _BLOCK_NAMES else name, name, tensor)
-    return own
+def fitted(
+    network: nn.Module, state: State, source: str, names: Callable[[str], Sequence[str]] = lambda own: [own]
+) -> State:
+    """A file's tensors under the names and in the shapes of a network's parameters; they may differ by axes of size
+    one.
 
-
-def _official_transformer_name(name: str, blocks_per_chunk: int | None) -> str:
-    """Infinity's name of one of ours."""
-    if match := re.match(r"^blocks\.(\d+)\.(.+)$", name):
-        index, part = (
-            int(match[1]),
-            next((theirs for theirs, ours in _BLOCK_NAMES.items() if ours == match[2]), match[2]),
-        )
-        if blocks_per_chunk is None:
-            return f"blocks.{index}.{part}"
-        return f"block_chunks.{index // blocks_per_chunk}.module.{index % blocks_per_chunk}.{part}"
-    return next((theirs for theirs, ours in _TRANSFORMER_NAMES.items() if ours == name), name)
-
-
-_VAE_RULES = (
-    (re.compile(r"\bmid\.block_([12])\."), lambda match: f"mid.{int(match[1]) - 1}."),
-    (re.compile(r"\b(?:up|down)\.(\d+)\.block\.(\d+)\."), lambda match: f"levels.{match[1]}.blocks.{match[2]}."),
-    (
-        re.compile(r"\b(?:up|down)\.(\d+)\.(upsample|downsample)\.conv\."),
-        lambda match: f"levels.{match[1]}.{match[2]}.",
-    ),
-    (re.compile(r"\bnin_shortcut\."), lambda _: "shortcut."),
-    (re.compile(r"\.(?:conv|norm)\.(weight|bias)$"), lambda match: f".{match[1]}"),
-)
-
-_VAE_RULES_BACK = (
-    (re.compile(r"^mid\.(\d)\."), lambda match: f"mid.block_{int(match[1]) + 1}."),
-    (re.compile(r"^levels\.(\d+)\.blocks\.(\d+)\."), lambda match: f"up.{match[1]}.block.{match[2]}."),
-    (re.compile(r"^levels\.(\d+)\.upsample\."), lambda match: f"up.{match[1]}.upsample.conv."),
-    (re.compile(r"\bshortcut\."), lambda _: "nin_shortcut."),
-    (re.compile(r"(norm\w*)\.(\w+)$"), lambda match: f"{match[1]}.norm.{match[2]}"),
-    (re.compile(r"(conv\w*|nin_shortcut)\.(\w+)$"), lambda match: f"{match[1]}.conv.{match[2]}"),
-)
-
-_VAE_LANDMARKS = [f"decoder.{name}.weight" for name in ("conv_in", "conv_in.conv", "conv_out", "conv_out.conv")]
-
-
-def decoder_state_from_official(state: State, source: str = "VAE") -> RenamedState:
-    """The decoder's part of an official VAE file (`{"vae": {...}}`), under our names.
-
-    Accepts upstream's alias `X.weight` for `X.conv.weight` and `X.norm.weight`. The encoder and the quantizer's mask
-    are left out: generation does not use them.
+    `names`: what a file may call a parameter, the usual name first. Raises `ModelError` naming the file's keys that are
+    missing, left over, double or of another shape.
     """
-    own = RenamedState(lambda name: f"decoder.{_substitute(name, _VAE_RULES_BACK)}")
-    for name, tensor in without_wrapper(state, _VAE_LANDMARKS, source).items():
-        if not name.startswith(("encoder.", "quantizer.", "quantize.")):
-            own.add(_substitute(name.removeprefix("decoder."), _VAE_RULES), name, tensor)
-    return own
-
-
-def _substitute(name: str, rules: Iterable[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]]) -> str:
-    for pattern, replacement in rules:
-        name = pattern.sub(replacement, name)
-    return name
-
-
-def load_into(module: nn.Module, state: State, source: str) -> None:
-    """Copies every tensor of `state` into `module` in float32; shapes may differ by axes of size one.
-
-    Raises `ModelError` naming the keys that are missing, left over, or of another shape.
-    """
-    own = dict(module.named_parameters()) | dict(module.named_buffers())
-    source_name = state.source_name if isinstance(state, RenamedState) else str
-    missing, left_over = (sorted(map(source_name, names)) for names in (set(own) - set(state), set(state) - set(own)))
+    own, taken = dict(network.named_parameters()), {}
+    for name in own:
+        accepted = list(dict.fromkeys(names(name)))
+        found = [theirs for theirs in accepted if theirs in state]
+        if len(found) > 1:
+            raise ModelError(f"{source}: {found[0]} and {found[1]} are two tensors for one parameter")
+        taken[name] = found[0] if found else accepted[0]
+    missing, left_over = sorted(set(taken.values()) - set(state)), sorted(set(state) - set(taken.values()))
     if missing or left_over:
-        found = [f"lacks {_some(missing)}"] * bool(missing) + [f"has unknown {_some(left_over)}"] * bool(left_over)
-        raise ModelError(f"{source}: does not fit the model's configuration: it {' and '.join(found)}")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            tensor = state[name]
-            if tuple(size for size in tensor.shape if size != 1) != tuple(
-                size for size in parameter.shape if size != 1
-            ):
-                shapes = f"has shape {tuple(tensor.shape)}, the configuration wants {tuple(parameter.shape)}"
-                raise ModelError(f"{source}: {source_name(name)} {shapes}")
-            parameter.copy_(tensor.reshape(parameter.shape))
-
-
-def fit_unconditional_text(state: State, num_rows: int, source: str = "transformer") -> None:
-    """Cuts the learned unconditional text to the configured length, as upstream does; a shorter one is refused."""
-    table = state.get("unconditional_text")
-    if table is None or table.ndim != 2:
-        return  # loading says what is wrong
-    if len(table) < num_rows:
-        wanted = f"the configuration's text_max_tokens is {num_rows}"
-        raise ModelError(f"{source}: cfg_uncond has {len(table)} rows, {wanted} (at most {len(table)} will do)")
-    state["unconditional_text"] = table[:num_rows]
+        wrong = [f"lacks {_some(missing)}"] * bool(missing) + [f"has unknown {_some(left_over)}"] * bool(left_over)
+        raise ModelError(f"{source}: does not fit the model's configuration: it {' and '.join(wrong)}")
+    for name, parameter in own.items():
+        shape, wanted = (tuple(tensor.shape) for tensor in (state[taken[name]], parameter))
+        if [size for size in shape if size != 1] != [size for size in wanted if size != 1]:
+            raise ModelError(f"{source}: {taken[name]} has shape {shape}, the configuration wants {wanted}")
+    return {name: state[taken[name]].reshape(parameter.shape) for name, parameter in own.items()}
 
 
 def _some(names: list[str], limit: int = 5) -> str:

@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from skipvar.checks import check_one_of
 from skipvar.config import ModelSection
 from skipvar.errors import ConfigError, ModelError
 from skipvar.model.config import ModelConfig, ScheduleConfig, TransformerConfig, VaeConfig
-from skipvar.model.look import look_at_converted, look_at_text_encoder, look_at_weights, read_object
-from skipvar.model.presets import PRESETS
+from skipvar.model.look import is_absent, look_at_model, parse_object, read_object
+from skipvar.model.presets import EMOJI, PRESETS
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "emoji"
 FORMAT = "skipvar-model-1"
@@ -21,26 +21,29 @@ NETWORKS = {"transformer": "transformer.safetensors", "vae": "vae.safetensors", 
 """The three networks, and where each lies in a converted folder."""
 
 
-class Files(Protocol):
-    """Where weights and policies lie: folders, or stores as well."""
+class Files:
+    """Where weights and policies lie: here the files of this machine."""
 
     def read(self, uri: str) -> bytes:
         """A small file. Raises `FileNotFoundError`."""
-        ...
-
-    def sha256(self, uri: str) -> str:
-        """As `sha256_of`. Raises `FileNotFoundError`."""
-        ...
-
-
-class LocalFiles:
-    """Files of this machine."""
-
-    def read(self, uri: str) -> bytes:
         return Path(uri).read_bytes()
 
     def sha256(self, uri: str) -> str:
+        """As `sha256_of`. Raises `FileNotFoundError`."""
         return sha256_of(Path(uri))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """A model's sizes, and where its weights lie."""
+
+    config: ModelConfig
+    paths: Mapping[str, str]
+    """Of each network's file or folder."""
+    is_converted: bool
+    """One folder under our names; else upstream's files, each at its own place."""
+    told_sha256: Mapping[str, str] | None
+    """Of each network, where a converted folder's config.json tells it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,50 +60,52 @@ def identify(section: ModelSection, files: Files | None = None) -> ModelIdentity
 
     Raises `ConfigError` where a path is missing from the configuration, `ModelError` where nothing lies there.
     """
-    files = files or LocalFiles()
+    files = files or Files()
     if section.path and section.path.startswith("random:"):
         return ModelIdentity(config=PRESETS[section.name], weights_sha256=dict.fromkeys(NETWORKS, section.path))
-    place = converted_folder(section)
-    content = _read_json(files, f"{place}/config.json")
-    if content is None or content.get("format") != FORMAT:
-        if "://" not in place and not _exists(place):
-            raise ConfigError(f"model.path: {place} does not exist; give the model's folder or weights file")
-        paths = official_paths(section)
-        check_one_of("model.name", section.name, PRESETS)
-        _look_at_official(paths, PRESETS[section.name])
-        return ModelIdentity(config=PRESETS[section.name], weights_sha256=_hashes(files, paths))
-    for file in NETWORKS.values():
-        if "://" not in place and not Path(place, file).exists():
-            raise ModelError(f"{place}: {file} is missing; convert the model again (jobs.convert_checkpoint)")
-    config = parse_config(content, f"{place}/config.json")
-    if "://" not in place:
-        look_at_converted(Path(place), NETWORKS, config)
+    found = find_model(section, files)
+    look_at_model(found.paths, found.config, is_converted=found.is_converted)
+    hashes = found.told_sha256
+    if hashes is None:
+        hashes = {name: _hash(files, path) for name, path in found.paths.items()}
+    return ModelIdentity(config=found.config, weights_sha256=hashes)
+
+
+def find_model(section: ModelSection, files: Files) -> ModelFiles:
+    """Where the weights lie that a configuration names, in a converted folder or as upstream publishes them.
+
+    Raises `ConfigError` where a path is missing from the configuration or nothing lies at `model.path`, `ModelError`
+    for a config.json that is none.
+    """
+    if section.path is None and section.name != EMOJI.name:
+        raise ConfigError(f"model.path is needed for {section.name}: its weights are not part of this package")
+    place = str(EMBEDDED_FOLDER) if section.path is None else section.path.rstrip("/")
+    source = f"{place}/config.json"
+    try:
+        content = parse_object(files.read(source), source, "a model configuration")
+    except OSError:
+        content = {}
+    if content.get("format") != FORMAT:
+        return _official_files(section, place)
     hashes = content.get("weights_sha256")
     is_known = isinstance(hashes, dict) and all(isinstance(hashes.get(name), str) for name in NETWORKS)
     if hashes is not None and not is_known:
-        raise ModelError(f"{place}/config.json: weights_sha256 must give a text for each of {', '.join(NETWORKS)}")
-    if hashes is None:
-        hashes = _hashes(files, {name: f"{place}/{file}" for name, file in NETWORKS.items()})
-    return ModelIdentity(config=config, weights_sha256=hashes)
+        raise ModelError(f"{source}: weights_sha256 must give a text for each of {', '.join(NETWORKS)}")
+    paths = {name: f"{place}/{file}" for name, file in NETWORKS.items()}
+    return ModelFiles(config=parse_config(content, source), paths=paths, is_converted=True, told_sha256=hashes)
 
 
-def converted_folder(section: ModelSection) -> str:
-    """Where a converted model lies, if it is one."""
-    if section.path is None and section.name == "emoji":
-        return str(EMBEDDED_FOLDER)
-    if section.path is None:
-        raise ConfigError(f"model.path is needed for {section.name}: its weights are not part of this package")
-    return section.path.rstrip("/")
-
-
-def official_paths(section: ModelSection) -> dict[str, str]:
-    """The three networks as upstream publishes them. Raises `ConfigError` where one is not named."""
+def _official_files(section: ModelSection, place: str) -> ModelFiles:
+    """The three networks as upstream publishes them."""
+    if is_absent(place):
+        raise ConfigError(f"model.path: {place} does not exist; give the model's folder or weights file")
     paths = {"transformer": section.path, "vae": section.vae_path, "text_encoder": section.text_encoder_path}
-    found = {name: path for name, path in paths.items() if path is not None}
+    named = {name: path for name, path in paths.items() if path is not None}
     for name in ("vae", "text_encoder"):
-        if name not in found:
+        if name not in named:
             raise ConfigError(f"model.{name}_path is needed: model.path {section.path} is not a converted folder")
-    return found
+    check_one_of("model.name", section.name, PRESETS)
+    return ModelFiles(config=PRESETS[section.name], paths=named, is_converted=False, told_sha256=None)
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -161,44 +166,8 @@ def sha256_of_json(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _hashes(files: Files, paths: Mapping[str, str]) -> dict[str, str]:
-    hashes = {}
-    for name, path in paths.items():
-        try:
-            hashes[name] = files.sha256(path)
-        except OSError as error:
-            raise ModelError(f"{path}: no such weights file or folder") from error
-    return hashes
-
-
-def _look_at_official(paths: Mapping[str, str], config: ModelConfig) -> None:
-    """Raise `ModelError` where a local file is missing, cut off, or a T5 of another size."""
-    for name, path in paths.items():
-        if "://" in path:
-            continue
-        if not _exists(path):
-            raise ModelError(f"{path}: no such weights file or folder")
-        if name == "text_encoder":
-            look_at_text_encoder(Path(path), config)
-        else:
-            look_at_weights(Path(path))
-
-
-def _exists(path: str) -> bool:
+def _hash(files: Files, path: str) -> str:
     try:
-        return Path(path).exists()
-    except (OSError, ValueError):  # a name too long for any file
-        return False
-
-
-def _read_json(files: Files, uri: str) -> dict[str, Any] | None:
-    """A JSON object; None where there is no such file. Raises `ModelError` where it holds anything else."""
-    try:
-        content = json.loads(files.read(uri))
-    except OSError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{uri}: not a model configuration ({error})") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{uri}: not a model configuration (a JSON object is accepted)")
-    return content
+        return files.sha256(path)
+    except OSError as error:
+        raise ModelError(f"{path}: no such weights file or folder") from error

@@ -19,14 +19,31 @@ Shapes = dict[str, tuple[int, ...]]
 """Tensors' shapes by name."""
 
 
-def look_at_converted(folder: Path, networks: Mapping[str, str], config: ModelConfig) -> None:
-    """Raise `ModelError` where a file of a converted model is cut off or belongs to networks of other sizes.
+def look_at_model(paths: Mapping[str, str], config: ModelConfig, *, is_converted: bool) -> None:
+    """Raise `ModelError` where a file of a model is missing, cut off, or belongs to networks of other sizes.
 
-    `networks`: where each lies in the folder.
+    `paths`: of each network; those of S3 are not looked at. Of upstream's files (not `is_converted`) only the text
+    encoder's sizes are known by name here.
     """
-    _expect(folder / networks["transformer"], _transformer_shapes(config))
-    _expect(folder / networks["vae"], _vae_shapes(config))
-    look_at_text_encoder(folder / networks["text_encoder"], config)
+    sizes = {"transformer": _transformer_shapes(config), "vae": _vae_shapes(config)}
+    for name, path in paths.items():
+        if is_absent(path):
+            missing = "is missing; convert the model again (jobs.convert_checkpoint)"
+            raise ModelError(f"{path} {missing}" if is_converted else f"{path}: no such weights file or folder")
+        if "://" in path:
+            continue
+        if name == "text_encoder":
+            look_at_text_encoder(Path(path), config)
+        else:
+            _compare(Path(path), look_at_weights(Path(path)), sizes[name] if is_converted else {})
+
+
+def is_absent(path: str) -> bool:
+    """Whether nothing lies at a path of this machine; what S3 holds is not known."""
+    try:
+        return "://" not in path and not Path(path).exists()
+    except (OSError, ValueError):  # a name too long for any file
+        return True
 
 
 def look_at_weights(path: Path) -> Shapes:
@@ -85,14 +102,21 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     if path.exists() and not path.is_file():  # a device or a pipe would be read for ever
         raise ModelError(f"{path}: not {what} (it is no regular file)")
     try:
-        content = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+    return parse_object(content, str(path), what)
+
+
+def parse_object(content: bytes, source: str, what: str) -> dict[str, Any]:
+    """The object that JSON holds; `ModelError` says that `source` is not `what`."""
+    try:
+        found = json.loads(content)
     except (ValueError, RecursionError):
-        raise ModelError(f"{path}: not {what} (it is no valid JSON); fetch or convert the model again") from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: not {what} (a JSON object is accepted)")
-    return content
+        raise ModelError(f"{source}: not {what} (it is no valid JSON); fetch or convert the model again") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{source}: not {what} (a JSON object is accepted)")
+    return found
 
 
 def _check_tokenizer(path: Path, vocab_size: int) -> None:
@@ -131,10 +155,6 @@ def _vae_shapes(config: ModelConfig) -> dict[str, tuple[int, ...] | None]:
         "decoder.conv_out.weight": (3, sizes.base_width * sizes.width_multipliers[0], 3, 3),
         f"decoder.levels.{len(sizes.width_multipliers) - 1}.blocks.{sizes.num_res_blocks}.conv1.weight": None,
     }
-
-
-def _expect(path: Path, expected: Mapping[str, tuple[int, ...] | None]) -> None:
-    _compare(path, look_at_weights(path), expected)
 
 
 def _compare(path: Path, shapes: Shapes, expected: Mapping[str, tuple[int | None, ...] | None]) -> None:

@@ -51,137 +51,28 @@ def find_schedule(config: ScheduleConfig, aspect_ratio: float, size: str | None)
     return Schedule(ratio=key, size=size, grids=full[: config.sizes[size]], reference_grid=full[-1])
 
 
-_INFINITY_PORTRAIT: dict[str, tuple[tuple[int, int], ...]] = {
-    "1.0": (
-        (1, 1),
-        (2, 2),
-        (4, 4),
-        (6, 6),
-        (8, 8),
-        (12, 12),
-        (16, 16),
-        (20, 20),
-        (24, 24),
-        (32, 32),
-        (40, 40),
-        (48, 48),
-        (64, 64),
-    ),
-    "1.25": (
-        (1, 1),
-        (2, 2),
-        (3, 3),
-        (5, 4),
-        (10, 8),
-        (15, 12),
-        (20, 16),
-        (25, 20),
-        (30, 24),
-        (35, 28),
-        (45, 36),
-        (55, 44),
-        (70, 56),
-    ),
-    "1.333": (
-        (1, 1),
-        (2, 2),
-        (4, 3),
-        (8, 6),
-        (12, 9),
-        (16, 12),
-        (20, 15),
-        (24, 18),
-        (28, 21),
-        (36, 27),
-        (48, 36),
-        (60, 45),
-        (72, 54),
-    ),
-    "1.5": (
-        (1, 1),
-        (2, 2),
-        (3, 2),
-        (6, 4),
-        (9, 6),
-        (15, 10),
-        (21, 14),
-        (27, 18),
-        (33, 22),
-        (39, 26),
-        (48, 32),
-        (63, 42),
-        (78, 52),
-    ),
-    "1.75": (
-        (1, 1),
-        (2, 2),
-        (3, 3),
-        (7, 4),
-        (11, 6),
-        (14, 8),
-        (21, 12),
-        (28, 16),
-        (35, 20),
-        (42, 24),
-        (56, 32),
-        (70, 40),
-        (84, 48),
-    ),
-    "2.0": (
-        (1, 1),
-        (2, 2),
-        (4, 2),
-        (6, 3),
-        (10, 5),
-        (16, 8),
-        (22, 11),
-        (30, 15),
-        (38, 19),
-        (46, 23),
-        (60, 30),
-        (74, 37),
-        (90, 45),
-    ),
-    "2.5": (
-        (1, 1),
-        (2, 2),
-        (5, 2),
-        (10, 4),
-        (15, 6),
-        (20, 8),
-        (25, 10),
-        (30, 12),
-        (40, 16),
-        (50, 20),
-        (65, 26),
-        (80, 32),
-        (100, 40),
-    ),
-    "3.0": (
-        (1, 1),
-        (2, 2),
-        (6, 2),
-        (9, 3),
-        (15, 5),
-        (21, 7),
-        (27, 9),
-        (36, 12),
-        (45, 15),
-        (54, 18),
-        (72, 24),
-        (90, 30),
-        (111, 37),
-    ),
+_INFINITY_PORTRAIT = {
+    "1.0": "1x1 2x2 4x4 6x6 8x8 12x12 16x16 20x20 24x24 32x32 40x40 48x48 64x64",
+    "1.25": "1x1 2x2 3x3 5x4 10x8 15x12 20x16 25x20 30x24 35x28 45x36 55x44 70x56",
+    "1.333": "1x1 2x2 4x3 8x6 12x9 16x12 20x15 24x18 28x21 36x27 48x36 60x45 72x54",
+    "1.5": "1x1 2x2 3x2 6x4 9x6 15x10 21x14 27x18 33x22 39x26 48x32 63x42 78x52",
+    "1.75": "1x1 2x2 3x3 7x4 11x6 14x8 21x12 28x16 35x20 42x24 56x32 70x40 84x48",
+    "2.0": "1x1 2x2 4x2 6x3 10x5 16x8 22x11 30x15 38x19 46x23 60x30 74x37 90x45",
+    "2.5": "1x1 2x2 5x2 10x4 15x6 20x8 25x10 30x12 40x16 50x20 65x26 80x32 100x40",
+    "3.0": "1x1 2x2 6x2 9x3 15x5 21x7 27x9 36x12 45x15 54x18 72x24 90x30 111x37",
 }
+"""Ratio to the grids `height x width` of its 13 scales."""
 
 
 def _infinity_grids() -> dict[str, tuple[tuple[int, int], ...]]:
     """Portrait lists as they are; a landscape list is the portrait one transposed, its key cut to three decimals."""
-    grids = dict(_INFINITY_PORTRAIT)
-    for ratio, portrait in _INFINITY_PORTRAIT.items():
+    grids = {}
+    for ratio, text in _INFINITY_PORTRAIT.items():
+        sides = [grid.split("x") for grid in text.split()]
+        grids[ratio] = tuple((int(height), int(width)) for height, width in sides)
+    for ratio in _INFINITY_PORTRAIT:
         if ratio != "1.0":
-            landscape = str(int(1000 / float(ratio)) / 1000)
-            grids[landscape] = tuple((width, height) for height, width in portrait)
+            grids[str(int(1000 / float(ratio)) / 1000)] = tuple((width, height) for height, width in grids[ratio])
     return grids
 
 

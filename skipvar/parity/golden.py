@@ -17,12 +17,7 @@ from torch import Tensor
 
 from skipvar.errors import InputError
 from skipvar.model.bsq import Grid
-from skipvar.model.checkpoint import (
-    decoder_state_from_official,
-    load_into,
-    read_state,
-    transformer_state_from_official,
-)
+from skipvar.model.checkpoint import decoder_weights, transformer_weights
 from skipvar.model.config import ModelConfig, TransformerConfig, VaeConfig
 from skipvar.model.linear import set_row_padding
 from skipvar.model.pipeline import Pipeline
@@ -206,16 +201,14 @@ class GoldenPart:
 
     def load_decoder(self) -> Decoder:
         """The part's VAE decoder in float32 on the CPU, without gradients."""
-        path = self.folder / "vae.safetensors"
         decoder = Decoder(self.config.vae)
-        load_into(decoder, decoder_state_from_official(read_state(path)), str(path))
+        decoder.load_state_dict(decoder_weights(decoder, self.folder / "vae.safetensors"))
         return decoder.eval().requires_grad_(False)
 
     def load_pipeline(self) -> Pipeline:
         """The part's model in float32 on the CPU, rows padded as the engine does there."""
-        path = self.folder / "transformer.safetensors"
         transformer = Transformer(self.config.transformer)
-        load_into(transformer, transformer_state_from_official(read_state(path)), str(path))
+        transformer.load_state_dict(transformer_weights(transformer, self.folder / "transformer.safetensors"))
         set_row_padding(transformer, 16)
         prompts = load_file(self.folder / "prompts.safetensors")
         marker = "kv_compact_"

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from skipvar.config import StorageConfig
 from skipvar.errors import NotFoundError
-from skipvar.model.identity import LocalFiles, sha256_of_tree
+from skipvar.model.identity import Files, sha256_of_tree
 from skipvar.shards.storage import Storage, explained, open_storage, split_s3
 from skipvar.types import Entry
 
@@ -42,7 +42,7 @@ def fetch(uri: str, cache_dir: str | Path, config: StorageConfig) -> Path:
     return target
 
 
-class StoredFiles(LocalFiles):
+class StoredFiles(Files):
     """Files of this machine, and objects of S3 by their `s3://` addresses, read as a stream and not kept.
 
     What was hashed once is not read again: several policies are resolved with one model.

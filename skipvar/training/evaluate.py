@@ -4,7 +4,6 @@
 """
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +11,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from skipvar.engine.sampler import SamplingRules
-from skipvar.engine.trials import TrialImages, make_trials
-from skipvar.model.pipeline import Pipeline, load_folder
-from skipvar.quality.similarity import ssim
+from skipvar.config import EngineConfig, ModelSection, RunConfig
+from skipvar.engine.build import build_engine
+from skipvar.engine.trials import TrialRule
+from skipvar.quality.similarity import psnr, ssim
 from skipvar.report.sheet import Picture, draw_sheet
 from skipvar.shards.encode import encode_image
 from skipvar.skip.calibration import TrialScores, rank_correlations
 from skipvar.skip.features import LatentProbe
 from skipvar.skip.fitting import fit_forecasts, foretold_ranks
+from skipvar.skip.policy import TRIALS
 from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
 from skipvar.training.common import Folders
 from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations
@@ -29,7 +29,7 @@ from skipvar.training.judge import Judge, Prompt, make_prompts, measure_fidelity
 from skipvar.training.parallel import CPU
 from skipvar.training.recipe import NUM_SCALES, EvaluationRecipe, Recipe
 from skipvar.training.vae import Autoencoder, measure_psnr, reconstruct
-from skipvar.types import Request
+from skipvar.types import Image, Request, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def evaluate(recipe: Recipe, folders: Folders, model: Path) -> dict[str, object]
     scores["ssim_truncated"] = _measure_truncation(autoencoder, pictures, held_out[: settings.num_prompts])
     logger.info("%s", scores)
     prompts = make_prompts(held_out, settings.num_prompts)
-    trials = list(_make_trials(load_folder(model, torch.float32, torch.device("cpu")), prompts, settings))
+    trials = _make_trials(model, prompts, settings)
     judge = Judge(pictures)
     for name in EVALUATED:
         pixels = torch.from_numpy(np.stack([trial.pixels[name] for trial in trials]))
@@ -66,9 +66,9 @@ def evaluate(recipe: Recipe, folders: Folders, model: Path) -> dict[str, object]
         logger.info("%s %s", name, fidelity)
         if name == "base":
             scores |= fidelity
-    by_strategy = {name: _similarity(trials, name) for name in EVALUATED}
+    by_strategy = {name: np.array([trial.ssim[name] for trial in trials]) for name in EVALUATED}
     scores |= _measure_skipping(trials, prompts, by_strategy, settings)
-    _draw_sheets(model, trials, by_strategy)
+    _draw_sheets(model, trials, prompts)
     return {"num_prompts": len(prompts), **scores}
 
 
@@ -100,37 +100,45 @@ def _to_pixels(images: Tensor) -> np.ndarray:
     return ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def _make_trials(pipeline: Pipeline, prompts: list[Prompt], settings: EvaluationRecipe) -> Iterator[TrialImages]:
+def _make_trials(model: Path, prompts: list[Prompt], settings: EvaluationRecipe) -> list[Trial]:
     """Each prompt's image under `EVALUATED`, from the same bits."""
-    num_scales = pipeline.schedule(1.0, None).num_scales
-    requests = [
-        Request(
-            position=position,
-            image_index=0,
-            id=str(position),
-            prompt=prompt.text,
-            negative_prompt=None,
-            seed=prompt.seed,
-            cfg=(settings.cfg,) * num_scales,
-            tau=(settings.tau,) * num_scales,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            aspect_ratio=1.0,
-        )
-        for position, prompt in enumerate(prompts)
-    ]
-    made = make_trials(pipeline, SamplingRules(), requests, settings.probe_scales, settings.batch_size, EVALUATED)
-    return tqdm(made, total=len(requests), unit="image")
-
-
-def _similarity(trials: list[TrialImages], strategy: str) -> np.ndarray:
-    """SSIM to base of each trial's image under a strategy, float64 `(trials,)`."""
-    images, references = (np.stack([trial.pixels[name] for trial in trials]) for name in (strategy, "base"))
-    return ssim(images, references).astype(np.float64)
+    config = RunConfig(
+        model=ModelSection(path=str(model), dtype="float32", device="cpu"),
+        policy=TRIALS,
+        engine=EngineConfig(batch_size=settings.batch_size, batch_invariant=False),
+    )
+    rule = TrialRule(ssim, psnr, strategies=EVALUATED, grid_scales=settings.probe_scales, keeps_pixels=True)
+    engine = build_engine(config, rule=rule)
+    engine.submit(
+        [
+            Request(
+                position=position,
+                image_index=0,
+                id=str(position),
+                prompt=prompt.text,
+                negative_prompt=None,
+                seed=prompt.seed,
+                cfg=(settings.cfg,) * NUM_SCALES,
+                tau=(settings.tau,) * NUM_SCALES,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+                aspect_ratio=1.0,
+            )
+            for position, prompt in enumerate(prompts)
+        ]
+    )
+    trials = []
+    with tqdm(total=len(prompts), unit="image") as progress:
+        while engine.num_pending:
+            for image in engine.step(flush=True):
+                assert isinstance(image, Image) and image.trial is not None, image
+                trials.append(image.trial)
+                progress.update()
+    return trials
 
 
 def _measure_skipping(
-    trials: list[TrialImages], prompts: list[Prompt], by_strategy: dict[str, np.ndarray], settings: EvaluationRecipe
+    trials: list[Trial], prompts: list[Prompt], by_strategy: dict[str, np.ndarray], settings: EvaluationRecipe
 ) -> dict[str, object]:
     """SSIM to base of skip_1, skip_2, skip_3 (means, medians, 5th and 95th percentiles, medians by layout and by
     pattern) and its rank correlation with the probe.
@@ -157,7 +165,7 @@ def _measure_skipping(
         TrialScores(
             trial.probes,
             {name: float(values[i]) for name, values in by_strategy.items()},
-            prompt=trial.request.prompt,
+            prompt=prompts[i].text,
             latents=trial.latents,
         )
         for i, trial in enumerate(trials)
@@ -170,15 +178,15 @@ def _measure_skipping(
     return result | {name: values[-1] for name, values in by_scale[settings.policy_scale].items()}
 
 
-def _draw_sheets(model: Path, trials: list[TrialImages], by_strategy: dict[str, np.ndarray]) -> None:
+def _draw_sheets(model: Path, trials: list[Trial], prompts: list[Prompt]) -> None:
     shown = [
-        Picture(encode_image(trial.pixels["base"], "png"), trial.request.prompt, "base")
-        for trial in trials[:SHEET_IMAGES]
+        Picture(encode_image(trial.pixels["base"], "png"), prompt.text, "base")
+        for trial, prompt in zip(trials[:SHEET_IMAGES], prompts, strict=False)
     ]
     (model / "samples.png").write_bytes(draw_sheet(shown))
     compared = [
-        Picture(encode_image(trial.pixels[name], "png"), trial.request.prompt, f"{name}: {by_strategy[name][i]:.2f}")
-        for i, trial in enumerate(trials[:SKIPPING_PROMPTS])
+        Picture(encode_image(trial.pixels[name], "png"), prompt.text, f"{name}: {trial.ssim[name]:.2f}")
+        for trial, prompt in zip(trials[:SKIPPING_PROMPTS], prompts, strict=False)
         for name in EVALUATED
     ]
     (model / "skipping.png").write_bytes(draw_sheet(compared))

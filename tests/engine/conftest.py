@@ -9,7 +9,7 @@ import torch
 
 from skipvar.engine.batcher import Limits
 from skipvar.engine.engine import Engine
-from skipvar.engine.memory import image_costs, plan_memory
+from skipvar.engine.memory import Costs, plan_memory
 from skipvar.engine.resolved import DeviceReport
 from skipvar.engine.runner import Runner
 from skipvar.engine.sampler import Sampler
@@ -76,9 +76,7 @@ def new_engine(small_pipeline: Pipeline) -> NewEngine:
         schedule = pipeline.schedule(1.0, None)
         chosen = load_policy(policy, ModelFacts("emoji", schedule.num_scales, {}))
         decision_scale = None if chosen.known_strategy else chosen.decision_scale
-        costs = image_costs(
-            pipeline.config, (schedule,), 4, decision_scale=decision_scale, strategies=chosen.strategies
-        )
+        costs = Costs(pipeline.config, (schedule,), 4, decision_scale, chosen.strategies)
         plan = plan_memory(costs, device="cpu", batch_size=batch_size, pool_images=pool, free_bytes=None)
         sampler = Sampler(pipeline, text_padding=TextPadding.FULL if fixed_shapes else TextPadding.NONE)
         runner = Runner(sampler, plan, slot_tokens=costs.prefix_tokens)

@@ -74,7 +74,7 @@ def test_an_audit_that_lacks_memory_costs_no_image(
     suffix = engine._runner.run_suffix
 
     def lacking(images: list, decision_scale: int, modes: list, limit: int) -> None:
-        if any(image.is_base and image.request.key in engine._audited for image in images):
+        if any(image.is_base and image.made is not None for image in images):
             raise torch.OutOfMemoryError("no memory for base")
         suffix(images, decision_scale, modes, limit)
 

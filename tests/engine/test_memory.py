@@ -20,7 +20,6 @@ from skipvar.engine.memory import (
     MemoryPlan,
     batch_sizes,
     decoder_bytes,
-    image_costs,
     plan_memory,
 )
 from skipvar.errors import ConfigError, ModelError
@@ -51,8 +50,8 @@ def costs_of(
     schedules = tuple(find_schedule(config.schedules, float(ratio), size) for ratio in config.schedules.grids)
     num_scales = schedules[0].num_scales
     if known is not None:
-        return image_costs(config, schedules, 2, decision_scale=None, strategies=(known,))
-    return image_costs(config, schedules, 2, decision_scale=num_scales - 4, strategies=strategies)
+        return Costs(config, schedules, 2, None, (known,))
+    return Costs(config, schedules, 2, num_scales - 4, strategies)
 
 
 def plan_of(costs: Costs, free_bytes: int | None, **changes: Any) -> MemoryPlan:
@@ -219,7 +218,7 @@ def test_a_steps_memory_is_what_its_tensors_take(
         x = torch.empty(2, tokens, config.width, device="meta")
         transformer.logits(transformer(x, text, rope, cache, write=write), text)
 
-    costs = image_costs(PRESETS[name], (schedule,), 2, decision_scale=9, strategies=PAPER_STRATEGIES)
+    costs = Costs(PRESETS[name], (schedule,), 2, 9, PAPER_STRATEGIES)
     planned = costs._step_bytes(2 * tokens, 0 if write else 2 * schedule.first_token(scale + 1))
     found = most_bytes(run)
     print(f"{name} scale {scale}: {found / 1e9:.3f} GB, planned {planned / 1e9:.3f} GB")

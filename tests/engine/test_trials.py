@@ -8,12 +8,11 @@ import pytest
 import torch
 
 import skipvar.quality.similarity
-from skipvar.config import ModelSection, RunConfig
-from skipvar.engine.sampler import SamplingRules
-from skipvar.engine.trials import TrialEngine, make_trials
+from skipvar.config import RunConfig
+from skipvar.engine.build import build_engine
+from skipvar.engine.trials import TrialEngine, TrialRule
 from skipvar.engine.twin import generate_one
 from skipvar.local import build_local_engine
-from skipvar.model.pipeline import load_pipeline
 from skipvar.quality.similarity import psnr, ssim
 from skipvar.skip.features import LATENT_CELLS, LATENT_SIDES, LatentProbe
 from skipvar.skip.policy import Decision, SpreadPolicy
@@ -23,15 +22,21 @@ from skipvar.types import Failure, Image, Request
 pytestmark = pytest.mark.usefixtures("small_emoji")
 
 
-def test_trials_agree_with_single_runs(make_request: Callable[..., Request]) -> None:
-    pipeline = load_pipeline(ModelSection(name="emoji", path="random:0", dtype="float32", device="cpu"))
+def test_a_trial_may_keep_its_pixels_and_ask_for_less(
+    run_config: Callable[..., RunConfig], make_request: Callable[..., Request]
+) -> None:
+    rule = TrialRule(ssim, psnr, strategies=("base", "skip_2", "uncond_1"), grid_scales=(4, 9), keeps_pixels=True)
     requests = [make_request(position) for position in range(3)]
-    trials = list(make_trials(pipeline, SamplingRules(), requests, grid_scales=(4, 9), batch_size=2))
-    assert [trial.request for trial in trials] == requests
-    for name in STRATEGY_NAMES:
-        twin = generate_one(pipeline, requests[2], name)
-        assert np.array_equal(trials[2].pixels[name], twin.pixels), name
-    assert set(trials[0].probes) == {4, 9} and trials[0].probes[4] != trials[0].probes[9]
+    engine = build_engine(run_config("trials", batch_size=2), rule=rule)
+    engine.submit(requests)
+    made = {image.request.position: image for image in engine.drain() if isinstance(image, Image)}
+    trials = [made[position].trial for position in range(3)]
+    assert all(trial is not None and set(trial.probes) == {4, 9} for trial in trials) and trials[0] is not None
+    assert trials[0].probes[4] != trials[0].probes[9]
+    for name in rule.strategies:
+        twin = generate_one(engine.pipeline, requests[2], name)
+        assert trials[2] is not None and np.array_equal(trials[2].pixels[name], twin.pixels), name
+    assert trials[2] is not None and set(trials[2].ssim) == set(trials[2].pixels) == set(rule.strategies)
 
 
 def run(config: RunConfig, requests: list[Request]) -> tuple[TrialEngine, dict[int, Image]]:
@@ -52,7 +57,7 @@ def test_an_engine_s_trials_are_those_of_each_strategy_alone(
     for position in (0, 4, 5):
         twins = {name: generate_one(engine.pipeline, requests[position], name).pixels for name in STRATEGY_NAMES}
         image = made[position]
-        assert image.trial is not None and image.strategy == "base"
+        assert image.trial is not None and image.strategy == "base" and not image.trial.pixels
         assert np.array_equal(image.pixels, twins["base"])
         for name, pixels in twins.items():
             pair = pixels[None], twins["base"][None]

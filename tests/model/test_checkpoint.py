@@ -2,7 +2,9 @@
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -10,13 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from skipvar.errors import ModelError
-from skipvar.model.checkpoint import (
-    decoder_state_from_official,
-    fit_unconditional_text,
-    load_into,
-    read_state,
-    transformer_state_from_official,
-)
+from skipvar.model.checkpoint import decoder_weights, read_state, transformer_weights
 from skipvar.model.identity import sha256_of
 from skipvar.model.transformer import Transformer
 from skipvar.model.vae import Decoder
@@ -32,7 +28,7 @@ def reference() -> dict[str, Tensor]:
 
 def loaded(path: Path) -> dict[str, Tensor]:
     transformer = Transformer(golden_config().transformer)
-    load_into(transformer, transformer_state_from_official(read_state(path)), str(path))
+    transformer.load_state_dict(transformer_weights(transformer, path))
     return transformer.state_dict()
 
 
@@ -148,19 +144,34 @@ def test_absent_files_and_files_without_tensors(tmp_path: Path) -> None:
         read_state(tmp_path / "empty.pth")
 
 
-def test_unconditional_text_is_cut_but_not_made_up() -> None:
-    state = transformer_state_from_official(official_transformer())
-    rows = state["unconditional_text"]
-    fit_unconditional_text(state, 10)
+def test_unconditional_text_is_cut_but_not_made_up(tmp_path: Path) -> None:
+    rows, sizes = official_transformer()["cfg_uncond"], golden_config().transformer
+    save_file(official_transformer(), tmp_path / "x.safetensors")
+    shorter, longer = (Transformer(replace(sizes, text_max_tokens=count)) for count in (10, 512))
+    state = transformer_weights(shorter, tmp_path / "x.safetensors")
     assert torch.equal(state["unconditional_text"], rows[:10])
-    with pytest.raises(ModelError, match=r"cfg_uncond has 10 rows.*512"):
-        fit_unconditional_text(state, 512)
+    with pytest.raises(ModelError, match=rf"cfg_uncond has {len(rows)} rows.*512"):
+        transformer_weights(longer, tmp_path / "x.safetensors")
 
 
 def decoder_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
     decoder = Decoder(golden_config().vae)
-    load_into(decoder, decoder_state_from_official(state, "vae.pth"), "vae.pth")
+    with TemporaryDirectory() as folder:
+        torch.save(state, Path(folder, "vae.pth"))
+        decoder.load_state_dict(decoder_weights(decoder, Path(folder, "vae.pth")))
     return decoder.state_dict()
+
+
+def test_a_decoder_by_itself_and_one_under_our_names() -> None:
+    state = official_vae()
+    plain = decoder_of(state)
+    assert_same(decoder_of({name.removeprefix("decoder."): tensor for name, tensor in state.items()}), plain)
+    assert_same(decoder_of({f"decoder.{name}": tensor for name, tensor in plain.items()}), plain)
+
+
+def test_a_transformer_under_our_names(tmp_path: Path, reference: dict[str, Tensor]) -> None:
+    save_file(reference, tmp_path / "x.safetensors")
+    assert_same(loaded(tmp_path / "x.safetensors"), reference)
 
 
 def test_vae_aliases_encoder_and_masks(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from skipvar.config import ModelSection
-from skipvar.model.checkpoint import decoder_state_from_official, load_into
+from skipvar.model.checkpoint import decoder_weights
 from skipvar.model.config import VaeConfig
 from skipvar.model.pipeline import load_pipeline
 from skipvar.model.vae import Decoder, Encoder, group_norm
@@ -22,7 +22,7 @@ SMALL = VaeConfig(latent_channels=6, base_width=8, width_multipliers=(1, 2, 3), 
 
 def golden_decoder(part: str) -> Decoder:
     decoder = Decoder(CONFIGS[part]).eval()
-    load_into(decoder, decoder_state_from_official(load_file(GOLDEN / part / "vae.safetensors")), part)
+    decoder.load_state_dict(decoder_weights(decoder, GOLDEN / part / "vae.safetensors"))
     return decoder
 
 

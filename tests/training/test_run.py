@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from skipvar.cli import train_emoji
+from skipvar.config import ModelSection
 from skipvar.engine.sampler import Sampler, Step
 from skipvar.engine.twin import generate_one
 from skipvar.errors import InputError
 from skipvar.model.bsq import next_input, quantize, running_sums
-from skipvar.model.pipeline import Pipeline, load_folder
+from skipvar.model.pipeline import Pipeline, load_pipeline
 from skipvar.model.text_encoder import T5TextEncoder
 from skipvar.skip.strategy import Mode
 from skipvar.training import transformer as transformer_training
@@ -186,7 +187,7 @@ def _cross_entropy(step: Step) -> Tensor:
 
 
 def test_exported_folder_runs_in_the_pipeline(exported: Path, make_request: Callable[..., Request]) -> None:
-    pipeline = load_folder(exported, torch.float32, torch.device("cpu"))
+    pipeline = load_pipeline(ModelSection(path=str(exported), dtype="float32", device="cpu"))
     assert generate_one(pipeline, make_request(0)).pixels.shape == (128, 128, 3)
     assert sum(f.stat().st_size for f in exported.rglob("*") if f.is_file()) < 30_000_000
     record = json.loads((exported / "training.json").read_text())
