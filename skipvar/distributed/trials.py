@@ -12,12 +12,13 @@ from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.resolved import Resolved
 from skipvar.errors import EXIT_ALL_ROWS, EXIT_STOPPED, InputError
 from skipvar.quality.calibrate import DELTA, PROMISES, check_number
-from skipvar.quality.trials import TrialTable, read_trials, what_trials_buy
+from skipvar.quality.trials import read_trials, what_trials_buy
 from skipvar.shards.ledger import SUCCESS_FILE, Ledger
 from skipvar.shards.prompts import Plan
 from skipvar.shards.record import fingerprint
 from skipvar.shards.storage import open_storage
 from skipvar.skip.policy import TRIALS
+from skipvar.types import Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class TrialsRun:
     exit_code: int
     output: str
     resolved: Resolved
-    trials: TrialTable | None
+    trials: list[Trial] | None
     """None: the run was stopped, and the same command goes on."""
 
 

@@ -7,16 +7,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from skipvar.config import RunConfig
 from skipvar.engine.resolved import Resolved, strategy_costs
 from skipvar.errors import InputError
 from skipvar.quality.evaluate import cheapest
-from skipvar.quality.trials import TrialTable
-from skipvar.skip.calibration import TrialScores, choose_grid, fit_policy, rank_correlations
+from skipvar.skip.calibration import choose_grid, fit_policy, rank_correlations
 from skipvar.skip.certify import Certified, certify, policy_content, split_by_prompt
-from skipvar.skip.features import DecodedProbe, LatentProbe
+from skipvar.skip.features import LatentProbe
 from skipvar.skip.fitting import fit_forecasts, foretold_ranks, log_loss, rules_of
 from skipvar.skip.strategy import STRATEGY_NAMES
+from skipvar.types import Trial
 
 FLOORS = (0.84, 0.86, 0.88)
 """The SSIM to `base` that each policy aims at."""
@@ -35,14 +37,13 @@ def check_number(num_requests: int) -> None:
 
 
 def calibrate(
-    config: RunConfig, resolved: Resolved, table: TrialTable, policies: Path, show: Callable[[str], None]
+    config: RunConfig, resolved: Resolved, trials: Sequence[Trial], policies: Path, show: Callable[[str], None]
 ) -> dict[str, Any]:
     """Fit a policy for each floor and each promise that the trials prove, and write it into the folder `policies`.
 
     A column `group` of the input names the kinds of prompts that misses are reported by. Returns, JSON-able, the number
     of trials, the grid of the paper's probe with its rank correlations with SSIM, and how every probe foretells.
     """
-    trials = table.scores
     check_number(len(trials))
     fitted_for = {
         "model": resolved.model.name,
@@ -61,28 +62,27 @@ def calibrate(
         show(f"{policies / name}.json: {json.dumps(policy['fit'])}")
     _write_certified(config, resolved, trials, fitted_for, policies, show)
     chosen = {"grid_scale": grid_scale, "grid_log_loss": losses}
-    foretold = compare_probes(table, PROMISES[0][0])
+    foretold = compare_probes(trials, PROMISES[0][0])
     return {"trials": len(trials), **chosen, **rank_correlations(trials, grid_scale), "probes": foretold}
 
 
-def compare_probes(table: TrialTable, floor: float) -> dict[str, Any]:
+def compare_probes(trials: Sequence[Trial], floor: float) -> dict[str, Any]:
     """How well each probe foretells on held-out prompts, and what it costs; the latents a scale earlier as well.
 
     By its name: the log-loss at the floor over all strategies, the rank correlation of the SSIM of `skip_3` with what
     was foretold, and the seconds an image.
     """
-    earlier = [replace(trial, latents=trial.early_latents) for trial in table.scores]
-    tried = [(str(rule), rule, table.scores) for rule in rules_of(table.scores)]
+    earlier = [replace(trial, latents=trial.early_latents) for trial in trials]
+    tried = [(str(rule), rule, trials) for rule in rules_of(trials)]
     tried += [(f"{name}, a scale earlier", rule, earlier) for name, rule, _ in tried if isinstance(rule, LatentProbe)]
     strategies = [name for name in STRATEGY_NAMES if name != "base"]
     found = {}
-    for name, rule, trials in tried:
-        fit = fit_forecasts(trials, strategies, rule)
-        seconds = table.probe_seconds[rule.grid_scale] if isinstance(rule, DecodedProbe) else table.latent_seconds
+    for name, rule, seen in tried:
+        fit = fit_forecasts(seen, strategies, rule)
         found[name] = {
-            "log_loss": round(log_loss(fit, trials, floor), 4),
-            "spearman_skip_3": foretold_ranks(fit, trials)["skip_3"],
-            "seconds": round(seconds, 6),
+            "log_loss": round(log_loss(fit, seen, floor), 4),
+            "spearman_skip_3": foretold_ranks(fit, seen)["skip_3"],
+            "seconds": round(float(np.mean([rule.seconds(trial) for trial in seen])), 6),
         }
     return found
 
@@ -96,7 +96,7 @@ def _text(policy: Mapping[str, Any]) -> str:
 def _write_certified(
     config: RunConfig,
     resolved: Resolved,
-    trials: Sequence[TrialScores],
+    trials: Sequence[Trial],
     fitted_for: Mapping[str, Any],
     policies: Path,
     show: Callable[[str], None],
@@ -119,7 +119,7 @@ def _write_certified(
         show(f"{path}: {content['promise']}; token-forwards {content['certificate']['token_forwards_share']:.1%}")
 
 
-def _saved(found: Certified, tested: Sequence[TrialScores], costs: Mapping[str, float]) -> float:
+def _saved(found: Certified, tested: Sequence[Trial], costs: Mapping[str, float]) -> float:
     """By what share token-forwards of the test part are fewer than under the cheapest mixture of fixed strategies that
     misses as rarely."""
     floor = found.certificate.ssim_floor

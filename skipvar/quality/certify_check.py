@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from skipvar.skip.calibration import TrialScores
 from skipvar.skip.certify import certify, one_each, split_by_prompt
 from skipvar.skip.policy import Promise
+from skipvar.types import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class SplitResult:
 
 
 def certify_check(
-    trials: Sequence[TrialScores],
+    trials: Sequence[Trial],
     promise: Promise,
     costs: Mapping[str, float],
     *,
@@ -77,7 +77,7 @@ def _judge_all(
 
 
 def _judge(
-    trials: Sequence[TrialScores], promise: Promise, costs: Mapping[str, float], seeds: _Seeds
+    trials: Sequence[Trial], promise: Promise, costs: Mapping[str, float], seeds: _Seeds
 ) -> list[SplitResult | None]:
     """A result for each of the seeds' splits; None where nothing was certified."""
     prompts = sorted({trial.prompt for trial in trials})

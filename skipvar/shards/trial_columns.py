@@ -24,6 +24,10 @@ TRIAL_COLUMNS = (
     ("trial_early_latents", pa.list_(pa.float32())),
     ("trial_latent_seconds", pa.float64()),
 )
+GROUP_COLUMN = "group"
+"""The input's own column that names the kind of prompt."""
+READ_COLUMNS = ("prompt", GROUP_COLUMN, *(name for name, _ in TRIAL_COLUMNS))
+"""Of a row, what `trial_of_columns` looks at."""
 TRIAL_CLOCKS = ("trial_seconds", "trial_probe_seconds", "trial_latent_seconds")
 """Those that differ each time a trial is made."""
 
@@ -56,4 +60,6 @@ def trial_of_columns(row: Mapping[str, Any]) -> Trial:
         latents=row["trial_latents"],
         early_latents=row["trial_early_latents"],
         latent_seconds=row["trial_latent_seconds"],
+        prompt=row["prompt"],
+        group=str(row.get(GROUP_COLUMN) or ""),
     )

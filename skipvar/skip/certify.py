@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from skipvar.skip.calibration import TrialScores, numbers
 from skipvar.skip.chances import ChanceTable, cheapest_above, table_to_json
 from skipvar.skip.features import ProbeRule
 from skipvar.skip.fitting import choose_probe
 from skipvar.skip.policy_file import probe_to_json
+from skipvar.types import Trial
 
 SHARES = (0.4, 0.1, 0.5)
 """Of the prompts: fit, order, test. The test part decides how few misses are still a proof, so it is the largest."""
@@ -40,9 +40,9 @@ THRESHOLDS = tuple(np.round(1 - np.geomspace(0.002, 0.6, 48), 5).tolist())
 class Parts:
     """Trials split by prompt; `test` holds one image a prompt."""
 
-    fit: Sequence[TrialScores]
-    order: Sequence[TrialScores]
-    test: Sequence[TrialScores]
+    fit: Sequence[Trial]
+    order: Sequence[Trial]
+    test: Sequence[Trial]
 
 
 @dataclass(frozen=True)
@@ -80,27 +80,27 @@ class Certified:
     losses: Mapping[str, float]
     """Held-out log-loss of every probe that was tried, by its name."""
 
-    def choose(self, trial: TrialScores) -> str:
+    def choose(self, trial: Trial) -> str:
         """The strategy of a trial's image."""
-        return self.table.choose(numbers(trial, self.rule))[0]
+        return self.table.choose(self.rule.numbers(trial))[0]
 
 
-def split_by_prompt(trials: Sequence[TrialScores], seed: int, shares: Sequence[float] = SHARES) -> Parts:
+def split_by_prompt(trials: Sequence[Trial], seed: int, shares: Sequence[float] = SHARES) -> Parts:
     """Whole prompts into fit, order and test; one image a prompt, drawn by the seed, stays in the test part."""
     stream = np.random.default_rng(seed)
     prompts = sorted({trial.prompt for trial in trials})
     order = stream.permutation(len(prompts))
     first, second = (round(sum(shares[:count]) * len(prompts)) for count in (1, 2))
     part_of = {prompts[place]: (rank >= first) + (rank >= second) for rank, place in enumerate(order)}
-    parts: tuple[list[TrialScores], list[TrialScores], list[TrialScores]] = ([], [], [])
+    parts: tuple[list[Trial], list[Trial], list[Trial]] = ([], [], [])
     for trial in trials:
         parts[part_of[trial.prompt]].append(trial)
     return Parts(parts[0], parts[1], one_each(parts[2], stream))
 
 
-def one_each(trials: Sequence[TrialScores], stream: np.random.Generator) -> list[TrialScores]:
+def one_each(trials: Sequence[Trial], stream: np.random.Generator) -> list[Trial]:
     """One trial a prompt, by the stream alone, in the order of the prompts' names."""
-    by_prompt: dict[str, list[TrialScores]] = {}
+    by_prompt: dict[str, list[Trial]] = {}
     for trial in trials:
         by_prompt.setdefault(trial.prompt, []).append(trial)
     return [by_prompt[prompt][int(stream.integers(len(by_prompt[prompt])))] for prompt in sorted(by_prompt)]
@@ -129,7 +129,7 @@ def certify(parts: Parts, floor: float, alpha: float, delta: float, costs: Mappi
     strategies = sorted(costs.keys() - {"base"}, key=lambda name: (costs[name], name))
     fit, losses = choose_probe(parts.fit, floor, strategies)
     first = ChanceTable(floor, fit.scaling, fit.forecasts, threshold=1.0)
-    tested = [first.chances(numbers(trial, fit.rule)) for trial in parts.test]
+    tested = [first.chances(fit.rule.numbers(trial)) for trial in parts.test]
     found: Certified | None = None
     for count, threshold in enumerate(_ordered(first, parts.order, costs, fit.rule), start=1):
         chosen = [cheapest_above(chances, threshold) for chances in tested]
@@ -142,12 +142,10 @@ def certify(parts: Parts, floor: float, alpha: float, delta: float, costs: Mappi
     return found
 
 
-def _ordered(
-    table: ChanceTable, trials: Sequence[TrialScores], costs: Mapping[str, float], rule: ProbeRule
-) -> list[float]:
+def _ordered(table: ChanceTable, trials: Sequence[Trial], costs: Mapping[str, float], rule: ProbeRule) -> list[float]:
     """Candidate thresholds, fewest misses on these trials first; what another beats or equals in both is left out."""
     seen: list[tuple[int, float, float]] = []
-    known = [table.chances(numbers(trial, rule)) for trial in trials]
+    known = [table.chances(rule.numbers(trial)) for trial in trials]
     for threshold in THRESHOLDS:
         chosen = [cheapest_above(chances, threshold) for chances in known]
         misses = sum(trial.ssim[name] < table.floor for trial, name in zip(trials, chosen, strict=True))
@@ -197,9 +195,9 @@ def policy_content(
     }
 
 
-def _identity(trials: Sequence[TrialScores], rule: ProbeRule) -> dict[str, Any]:
+def _identity(trials: Sequence[Trial], rule: ProbeRule) -> dict[str, Any]:
     """How many trials a part holds, and a hash of them."""
-    rows = [[trial.prompt, numbers(trial, rule), dict(sorted(trial.ssim.items()))] for trial in trials]
+    rows = [[trial.prompt, rule.numbers(trial), dict(sorted(trial.ssim.items()))] for trial in trials]
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
     return {"trials": len(trials), "prompts": len({trial.prompt for trial in trials}), "sha256": digest}
 

@@ -18,7 +18,7 @@ from skipvar.model.pipeline import Pipeline, load_folder
 from skipvar.quality.similarity import ssim
 from skipvar.report.sheet import Picture, draw_sheet
 from skipvar.shards.encode import encode_image
-from skipvar.skip.calibration import TrialScores, rank_correlations
+from skipvar.skip.calibration import rank_correlations
 from skipvar.skip.features import LatentProbe
 from skipvar.skip.fitting import fit_forecasts, foretold_ranks
 from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
@@ -29,7 +29,7 @@ from skipvar.training.judge import Judge, Prompt, make_prompts, measure_fidelity
 from skipvar.training.parallel import CPU
 from skipvar.training.recipe import NUM_SCALES, EvaluationRecipe, Recipe
 from skipvar.training.vae import Autoencoder, measure_psnr, reconstruct
-from skipvar.types import Request
+from skipvar.types import Request, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -154,9 +154,9 @@ def _measure_skipping(
         side = LAYOUT_SIDES[index]
         result[f"ssim_skip_of_{side * side}"] = np.median(skipping[:, layouts == index], axis=1).round(4).tolist()
     known = [
-        TrialScores(
-            trial.probes,
-            {name: float(values[i]) for name, values in by_strategy.items()},
+        Trial(
+            probes=trial.probes,
+            ssim={name: float(values[i]) for name, values in by_strategy.items()},
             prompt=trial.request.prompt,
             latents=trial.latents,
         )

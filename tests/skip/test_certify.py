@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from skipvar.errors import ConfigError
-from skipvar.skip.calibration import TrialScores
 from skipvar.skip.certify import allowed_misses, certify, one_each, p_value, policy_content, split_by_prompt
 from skipvar.skip.features import DecodedProbe, LatentProbe
 from skipvar.skip.policy import Conditions
 from skipvar.skip.policy_file import ModelFacts, load_policy
-from skipvar.types import Probe, Request
+from skipvar.types import Probe, Request, Trial
 
 COSTS = {"base": 100.0, "uncond_1": 80.0, "skip_1": 70.0, "skip_2": 50.0, "skip_3": 30.0}
 LOSS = {"base": 0.0, "uncond_1": 0.05, "skip_1": 0.1, "skip_2": 0.18, "skip_3": 0.3}
@@ -31,7 +30,7 @@ FITTED_FOR = {
 }  # fmt: skip
 
 
-def world(num_prompts: int, seed: int, images: int = 1, *, signal: bool = True) -> list[TrialScores]:
+def world(num_prompts: int, seed: int, images: int = 1, *, signal: bool = True) -> list[Trial]:
     """SSIM falls with an image's fineness, which the probe shows, and with its prompt's own difficulty."""
     chance = np.random.default_rng(seed)
     made = []
@@ -43,7 +42,7 @@ def world(num_prompts: int, seed: int, images: int = 1, *, signal: bool = True) 
             ssim = {name: 1 - loss * fineness + (difficulty + noise if loss else 0) for name, loss in LOSS.items()}
             shown = fineness if signal else chance.uniform()
             probe = Probe(sobel_change=shown, fft_high_frequency_ratio=chance.normal())
-            made.append(TrialScores({6: probe}, ssim, prompt=f"p{prompt:05d}", group=f"g{prompt % 2}"))
+            made.append(Trial(probes={6: probe}, ssim=ssim, prompt=f"p{prompt:05d}", group=f"g{prompt % 2}"))
     return made
 
 
@@ -64,7 +63,7 @@ def test_prompts_are_never_split_and_the_test_part_holds_one_image_of_each() -> 
 
 def test_the_image_of_a_prompt_is_drawn_whatever_its_scores() -> None:
     trials = world(50, 0, images=4)
-    turned = [TrialScores(trial.probes, {k: 1 - v for k, v in trial.ssim.items()}, trial.prompt) for trial in trials]
+    turned = [replace(trial, ssim={k: 1 - v for k, v in trial.ssim.items()}) for trial in trials]
     kept, kept_turned = (one_each(some, np.random.default_rng(3)) for some in (trials, turned))
     assert [trial.probes for trial in kept] == [trial.probes for trial in kept_turned]
 
