@@ -4,12 +4,11 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 from PIL import Image
 
 from skipvar.quality.audit_book import AuditAlarm
@@ -33,17 +32,6 @@ class Tile:
     is_bad: bool = False
 
 
-@dataclass(frozen=True)
-class Fill:
-    """How full batches of one kind were."""
-
-    kind: str
-    batches: int
-    images: int
-    fill: float
-    """Of full batches, in [0, 1]."""
-
-
 def write_report(storage: Storage, ending: Mapping[str, Any] | None = None) -> RunFacts:
     """Put the report beside the dataset; returns what it tells. `ending`: as in `gather`. Raises `StorageError`."""
     facts = gather(storage, ending)
@@ -60,9 +48,7 @@ def render(facts: RunFacts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(uri=_uri, size=_size)
-    assert environment.loader is not None
-    script, style = (environment.loader.get_source(environment, f"report.{kind}")[0] for kind in ("js", "css"))
+    environment.filters.update(uri=_uri, size=_size, sha256=_sha256)
     record, styles = facts.record, _styles(facts.strategy_names)
     return environment.get_template("report.html").render(
         facts=facts,
@@ -78,17 +64,21 @@ def render(facts: RunFacts) -> str:
         histogram=histogram(facts.scores, facts.audit.floor),
         throughput=throughput(facts.stretches),
         fills=_fills(record.part("counts", "engine")),
-        settings=_flat(record.config),
-        identity=_flat({name: getattr(record, name) for name in ("fingerprint", "parts", "versions", "created_at")}),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=Markup(style),
+        settings=list(_flat(record.config)),
+        identity=list(
+            _flat({name: getattr(record, name) for name in ("fingerprint", "parts", "versions", "created_at")})
+        ),
     )  # fmt: skip
 
 
 def _uri(file: bytes) -> str:
     """A WebP file as a `data:` URI."""
     return "data:image/webp;base64," + base64.b64encode(file).decode()
+
+
+def _sha256(text: str) -> str:
+    """As a content security policy names a script."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _size(file: bytes) -> tuple[int, int]:
@@ -180,30 +170,18 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
-def _fills(engine: Mapping[str, Any]) -> list[Fill]:
-    """Of the engine's statistics in `_run.json`."""
-    kinds = {
-        "prefix": engine.get("prefix") or {},
-        **{f"suffix {name}": count for name, count in (engine.get("suffix") or {}).items()},
-        **{f"whole {name}": count for name, count in (engine.get("whole") or {}).items()},
-    }
-    return [
-        Fill(kind, count["batches"], count["images"], count["fill"])
-        for kind, count in kinds.items()
-        if count.get("batches")
-    ]
+def _fills(engine: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The batches of each kind, as the engine's statistics in `_run.json` tell them: `batches`, `images`, `fill`."""
+    kinds = {"prefix": engine.get("prefix") or {}}
+    for kind in ("suffix", "whole"):
+        kinds |= {f"{kind} {name}": batches for name, batches in (engine.get(kind) or {}).items()}
+    return {kind: batches for kind, batches in kinds.items() if batches.get("batches")}
 
 
-def _flat(tree: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Keys with dots, and values."""
-    flat: list[tuple[str, str]] = []
-
-    def walk(value: Any, key: str) -> None:
-        if isinstance(value, dict) and (value or not key):
-            for inner, below in value.items():
-                walk(below, f"{key}.{inner}" if key else str(inner))
-        else:
-            flat.append((key, value if isinstance(value, str) else json.dumps(value, default=str)))
-
-    walk(dict(tree), "")
-    return flat
+    if isinstance(value, Mapping) and (value or not key):
+        for inner, below in value.items():
+            yield from _flat(below, f"{key}.{inner}" if key else str(inner))
+    else:
+        yield key, value if isinstance(value, str) else json.dumps(value, default=str)

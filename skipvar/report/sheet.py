@@ -1,6 +1,7 @@
 """The contact sheet of a dataset: its first images, each with its prompt and strategy beneath."""
 
 import io
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ PROMPT_LINES = 3
 MAX_SHOWN_CHARACTERS = 400
 """More than three lines can hold: what measuring a text costs grows with its length."""
 MARGIN = 4
+_BATCH_ROWS = 16
+_STREAM_BYTES = 1 << 16
+"""No more pages are read than are shown."""
 BACKGROUND, TEXT_COLOR, STRATEGY_COLOR = (255, 255, 255), (40, 40, 44), (20, 90, 200)
 
 
@@ -34,20 +38,15 @@ class Picture:
     strategy: str
 
 
-def read_pictures(storage: Storage, limit: int = MAX_IMAGES) -> Iterator[Picture]:
-    """The first images of a published dataset, in its order."""
-    for (_, retry), name in data_files(storage):
-        if retry:  # it lies beside its unit
-            continue
-        with storage.open(name) as file:
-            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16)  # no more pages than are shown
-            columns = ["image", "prompt", "strategy"]
-            for batch in parquet.iter_batches(batch_size=16, columns=columns, use_threads=False):
-                for row in batch.to_pylist():
-                    if limit == 0:
-                        return
-                    limit -= 1
-                    yield Picture(row["image"]["bytes"], row["prompt"], row["strategy"])
+def first_pictures(storage: Storage, name: str, count: int) -> Iterator[Picture]:
+    """The first pictures of a data file: its column of images is streamed, and left where they end."""
+    with storage.open(name) as file, pq.ParquetFile(file, pre_buffer=False, buffer_size=_STREAM_BYTES) as parquet:
+        batches = parquet.iter_batches(
+            batch_size=min(count, _BATCH_ROWS), columns=["image", "prompt", "strategy"], use_threads=False
+        )
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for row in itertools.islice(rows, count):
+            yield Picture(row["image"]["bytes"], row["prompt"], row["strategy"])
 
 
 def draw_sheet(pictures: list[Picture]) -> bytes:
@@ -66,7 +65,9 @@ def draw_sheet(pictures: list[Picture]) -> bytes:
 
 def write_sheet(storage: Storage) -> int:
     """Put the contact sheet beside the dataset; returns the number of pictures on it (0: nothing is written)."""
-    pictures = list(read_pictures(storage))
+    names = [name for (_, retry), name in data_files(storage) if not retry]  # a retry lies beside its unit
+    found = (picture for name in names for picture in first_pictures(storage, name, MAX_IMAGES))
+    pictures = list(itertools.islice(found, MAX_IMAGES))
     if pictures:
         storage.replace(SHEET, draw_sheet(pictures))
     return len(pictures)
