@@ -11,7 +11,7 @@ from skipvar.distributed.outcome import summary
 from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.resolved import Resolved
 from skipvar.errors import EXIT_ALL_ROWS, EXIT_STOPPED, InputError
-from skipvar.quality.calibrate import DELTA, PROMISES, check_number
+from skipvar.quality.calibrate import PROMISES, check_number
 from skipvar.quality.trials import read_trials, what_trials_buy
 from skipvar.shards.ledger import SUCCESS_FILE, Ledger
 from skipvar.shards.prompts import Plan
@@ -38,7 +38,7 @@ def make_trials_run(config: RunConfig, show: Callable[[str], None], *, is_for_fi
     if is_for_fitting:
         _, plan = _prepare(config)
         check_number(plan.identity.num_requests)
-        show(what_trials_buy(plan.identity.num_rows, min(alpha for _, alpha in PROMISES), DELTA))
+        show(what_trials_buy(plan.identity.num_rows, min(PROMISES, key=lambda promise: promise.alpha)))
     stop = StopSignal()
     with stop.listening():
         outcome = generate(config, stop)

@@ -12,20 +12,18 @@ import numpy as np
 from skipvar.config import RunConfig
 from skipvar.engine.resolved import Resolved, strategy_costs
 from skipvar.errors import InputError
-from skipvar.quality.evaluate import cheapest
 from skipvar.skip.calibration import choose_grid, fit_policy, rank_correlations
-from skipvar.skip.certify import Certified, certify, policy_content, split_by_prompt
+from skipvar.skip.certify import certify, policy_content, split_by_prompt
 from skipvar.skip.features import LatentProbe
 from skipvar.skip.fitting import fit_forecasts, foretold_ranks, log_loss, rules_of
+from skipvar.skip.policy import Promise
 from skipvar.skip.strategy import STRATEGY_NAMES
 from skipvar.types import Trial
 
 FLOORS = (0.84, 0.86, 0.88)
 """The SSIM to `base` that each policy aims at."""
-PROMISES = ((0.84, 0.1), (0.88, 0.1))
-"""SSIM floor and share alpha of each certified policy."""
-DELTA = 0.05
-"""The chance that a certificate may be wrong."""
+PROMISES = (Promise(0.84, alpha=0.1, delta=0.05), Promise(0.88, alpha=0.1, delta=0.05))
+"""Of each certified policy."""
 MIN_TRIALS = 5
 """Of fewer, a fit tells nothing."""
 
@@ -62,7 +60,7 @@ def calibrate(
         show(f"{policies / name}.json: {json.dumps(policy['fit'])}")
     _write_certified(config, resolved, trials, fitted_for, policies, show)
     chosen = {"grid_scale": grid_scale, "grid_log_loss": losses}
-    foretold = compare_probes(trials, PROMISES[0][0])
+    foretold = compare_probes(trials, PROMISES[0].floor)
     return {"trials": len(trials), **chosen, **rank_correlations(trials, grid_scale), "probes": foretold}
 
 
@@ -106,23 +104,12 @@ def _write_certified(
     tested_with = {**fitted_for, **asdict(resolved.conditions), "prompts": str(config.input.path)}
     costs = strategy_costs(resolved, sampling.aspect_ratio)
     parts = split_by_prompt(trials, sampling.seed)
-    for floor, alpha in PROMISES:
-        path = policies / f"{resolved.model.name}_certified_{floor}.json"
-        found = certify(parts, floor, alpha, DELTA, costs)
+    for promise in PROMISES:
+        path = policies / f"{resolved.model.name}_certified_{promise.floor}.json"
+        found = certify(parts, promise, costs)
         if found is None:
-            least = f"{len(parts.test)} prompts in the test part"
-            show(f"{path}: not written: {least} prove nothing for a floor of {floor} and a share of {alpha}")
+            unproven = f"a floor of {promise.floor} and a share of {promise.alpha}"
+            show(f"{path}: not written: {len(parts.test)} prompts in the test part prove nothing for {unproven}")
             continue
-        content = policy_content(parts, found, costs, name=path.stem, fitted_for=tested_with)
-        content["certificate"]["saved_at_equal_misses"] = _saved(found, parts.test, costs)
-        path.write_text(_text(content))
-        show(f"{path}: {content['promise']}; token-forwards {content['certificate']['token_forwards_share']:.1%}")
-
-
-def _saved(found: Certified, tested: Sequence[Trial], costs: Mapping[str, float]) -> float:
-    """By what share token-forwards of the test part are fewer than under the cheapest mixture of fixed strategies that
-    misses as rarely."""
-    floor = found.certificate.ssim_floor
-    fixed = [(cost, sum(trial.ssim[name] < floor for trial in tested) / len(tested)) for name, cost in costs.items()]
-    mine = sum(costs[found.choose(trial)] for trial in tested) / len(tested)
-    return round(1 - mine / cheapest(fixed, found.certificate.misses / len(tested)), 4)
+        path.write_text(_text(policy_content(parts, found, costs, name=path.stem, fitted_for=tested_with)))
+        show(f"{path}: {found.text}; token-forwards {found.tested.cost_share:.1%}")

@@ -17,12 +17,11 @@ from skipvar.quality.audit import share_interval
 from skipvar.quality.speed import Speed
 from skipvar.skip.policy import Policy
 from skipvar.skip.strategy import STRATEGY_NAMES
+from skipvar.skip.tally import best_value, cheapest, saved_at_equal_misses, tally
 from skipvar.types import Request, Trial
 
 ORACLE = "oracle"
 """The name of what a policy could do at best."""
-
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,27 +62,6 @@ class Score:
         return row | (speed or {})
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What a strategy for each trial comes to."""
-
-    ssim: np.ndarray
-    """`(trials,)` float64."""
-    misses: int
-    """Images under the floor."""
-    cost_share: float
-    """Token-forwards over those of `base`."""
-
-    @property
-    def share(self) -> float:
-        """Of images under the floor."""
-        return self.misses / len(self.ssim)
-
-    @property
-    def mean_ssim(self) -> float:
-        return float(self.ssim.mean())
-
-
 def choices(policies: Sequence[Policy], trials: Sequence[Trial], request: Request) -> dict[str, list[str]]:
     """By name the strategy of each trial's image: under every fixed strategy, then as every policy decides.
 
@@ -101,22 +79,6 @@ def oracle(trials: Sequence[Trial], floor: float, costs: Mapping[str, float]) ->
     return [next(name for name in cheapest_first if one.ssim[name] >= floor) for one in trials]
 
 
-def best_value(points: Sequence[Point], cost: float) -> float:
-    """The highest value that a mixture of points `(cost, value)` has at no more than this cost."""
-    found = [value for at, value in points if at <= cost]
-    for (low, first), (high, second) in ((a, b) for a in points for b in points if a[0] < cost < b[0]):
-        found.append(first + (second - first) * (cost - low) / (high - low))
-    return max(found)
-
-
-def cheapest(points: Sequence[Point], value: float) -> float:
-    """The lowest cost of a mixture of points `(cost, value)` that has at most this value (a share of misses)."""
-    found = [cost for cost, at in points if at <= value]
-    for (first, low), (second, high) in ((a, b) for a in points for b in points if a[1] < value < b[1]):
-        found.append(first + (second - first) * (value - low) / (high - low))
-    return min(found)
-
-
 def evaluate(
     sets: Mapping[str, Sequence[Trial]],
     policies: Sequence[Policy],
@@ -129,19 +91,18 @@ def evaluate(
     found = []
     for set_name, trials in sets.items():
         chosen = choices(policies, trials, request) | {ORACLE: oracle(trials, floor, costs)}
-        outcomes = {name: _outcome(trials, strategies, floor, costs) for name, strategies in chosen.items()}
-        fixed = [outcomes[name] for name in STRATEGY_NAMES]
-        for name, one in outcomes.items():
+        tallies = {name: tally(trials, strategies, floor, costs) for name, strategies in chosen.items()}
+        fixed = [tallies[name] for name in STRATEGY_NAMES]
+        for name, one in tallies.items():
             hull = best_value([(other.cost_share, other.mean_ssim) for other in fixed], one.cost_share)
-            mixture = cheapest([(other.cost_share, other.share) for other in fixed], one.share)
             alike = cheapest([(other.cost_share, -other.mean_ssim) for other in fixed], -one.mean_ssim)
             named = list(zip(trials, chosen[name], strict=True))
-            low, high = share_interval(one.misses, len(trials))
+            low, high = share_interval(one.misses, one.images)
             score = Score(
                 policy=name,
                 set=set_name,
                 is_fixed=name in STRATEGY_NAMES,
-                images=len(trials),
+                images=one.images,
                 mean_ssim=round(one.mean_ssim, 4),
                 fifth_percentile=round(float(np.percentile(one.ssim, 5)), 4),
                 floor=floor,
@@ -152,19 +113,13 @@ def evaluate(
                 token_forwards_share=round(one.cost_share, 4),
                 speedup_token_forwards=round(1 / one.cost_share, 3),
                 above_fixed_hull=round(one.mean_ssim - hull, 4),
-                saved_at_equal_misses=round(1 - one.cost_share / mixture, 4),
+                saved_at_equal_misses=saved_at_equal_misses(one, fixed),
                 saved_at_equal_ssim=round(1 - one.cost_share / alike, 4),
                 strategies=dict(sorted(Counter(chosen[name]).items())),
                 speed=speeds.get(name),
             )
             found.append(score)
     return found
-
-
-def _outcome(trials: Sequence[Trial], chosen: Sequence[str], floor: float, costs: Mapping[str, float]) -> _Outcome:
-    ssim = np.array([trial.ssim[name] for trial, name in zip(trials, chosen, strict=True)])
-    cost_share = float(np.mean([costs[name] for name in chosen]) / costs["base"])
-    return _Outcome(ssim, int((ssim < floor).sum()), cost_share)
 
 
 def _mean(values: Sequence[float | None], digits: int) -> float | None:

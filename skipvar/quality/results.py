@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skipvar.quality.evaluate import Score, best_value
+from skipvar.quality.evaluate import Score
+from skipvar.skip.tally import best_value
 
 PAPER_TABLE = (
     ("SkipVAR, paper, SSIM 0.88", 1.58, 0.909),

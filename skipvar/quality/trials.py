@@ -11,6 +11,7 @@ from skipvar.shards.storage import Storage
 from skipvar.shards.trial_columns import READ_COLUMNS, trial_of_columns
 from skipvar.shards.unitfile import data_files
 from skipvar.skip.certify import SHARES, allowed_misses
+from skipvar.skip.policy import Promise
 from skipvar.types import Trial
 
 
@@ -41,16 +42,16 @@ def _rows(storage: Storage) -> Iterator[dict[str, Any]]:
         yield from table.to_pylist()
 
 
-def what_trials_buy(num_prompts: int, alpha: float, delta: float) -> str:
+def what_trials_buy(num_prompts: int, promise: Promise) -> str:
     """A sentence on how many misses so many prompts forgive, and what more of them would."""
     sentences = []
     for count in (num_prompts, 2 * num_prompts):
         tested = round(SHARES[2] * count)
-        allowed = allowed_misses(tested, alpha, delta)
+        allowed = allowed_misses(tested, promise.alpha, promise.delta)
         sentences.append(
             f"{count} prompts put {tested} in the test part, where at most {allowed} misses ({allowed / tested:.1%}) "
-            f"certify a share of {alpha:g}"
+            f"certify a share of {promise.alpha:g}"
             if allowed >= 0
-            else f"{count} prompts put {tested} in the test part, too few to certify a share of {alpha:g}"
+            else f"{count} prompts put {tested} in the test part, too few to certify a share of {promise.alpha:g}"
         )
-    return "; ".join(sentences) + f" (confidence {1 - delta:g})."
+    return "; ".join(sentences) + f" (confidence {1 - promise.delta:g})."

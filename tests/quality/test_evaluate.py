@@ -15,11 +15,12 @@ from skipvar.engine.engine import Engine
 from skipvar.engine.resolved import Resolved
 from skipvar.local import build_local_engine
 from skipvar.model.pipeline import Pipeline
-from skipvar.quality.evaluate import best_value, cheapest, evaluate, image_table
+from skipvar.quality.evaluate import evaluate, image_table
 from skipvar.quality.results import draw, markdown, write
 from skipvar.quality.speed import Speed, measure_speeds, spread_requests
 from skipvar.skip.policy import Decision, SpreadPolicy
 from skipvar.skip.strategy import CHANGED_SCALES, STRATEGY_NAMES
+from skipvar.skip.tally import best_value, cheapest
 from skipvar.types import Probe, Request, Trial
 
 COSTS = {name: 100.0 - 25 * skipped - 10 * halved for name, (skipped, halved) in CHANGED_SCALES.items()}
