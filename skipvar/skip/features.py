@@ -57,17 +57,14 @@ class LatentProbe:
         block = LATENT_CELLS // self.side
         if block == 1:
             return tuple(latents)
-        found = []
-        for start in range(0, len(latents), LATENT_CELLS**2):
-            for top in range(0, LATENT_CELLS, block):
-                for left in range(0, LATENT_CELLS, block):
-                    places = [
-                        start + (top + row) * LATENT_CELLS + left + column
-                        for row in range(block)
-                        for column in range(block)
-                    ]
-                    found.append(sum(latents[place] for place in places) / block**2)
-        return tuple(found)
+        corners = [
+            start + top * LATENT_CELLS + left
+            for start in range(0, len(latents), LATENT_CELLS**2)
+            for top in range(0, LATENT_CELLS, block)
+            for left in range(0, LATENT_CELLS, block)
+        ]
+        inside = [row * LATENT_CELLS + column for row in range(block) for column in range(block)]
+        return tuple(sum(latents[corner + place] for place in inside) / block**2 for corner in corners)
 
 
 ProbeRule = DecodedProbe | LatentProbe
