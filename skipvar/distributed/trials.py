@@ -34,14 +34,14 @@ class TrialsRun:
 
 def make_trials_run(config: RunConfig, show: Callable[[str], None], *, is_for_fitting: bool = False) -> TrialsRun:
     """Make what is left of the trials, as a run like any other. Raises `SkipvarError` for what is found before work."""
-    config = settle(replace(config, policy=TRIALS))
-    if is_for_fitting:
-        _, plan = _prepare(config)
+
+    def check(plan: Plan) -> None:
         check_number(plan.identity.num_requests)
         show(what_trials_buy(plan.identity.num_rows, min(PROMISES, key=lambda promise: promise.alpha)))
+
     stop = StopSignal()
     with stop.listening():
-        outcome = generate(config, stop)
+        outcome = generate(replace(config, policy=TRIALS), stop, check=check if is_for_fitting else None)
     show(summary(outcome))
     trials = None
     if outcome.exit_code != EXIT_STOPPED:
@@ -55,19 +55,14 @@ def find_trials_run(config: RunConfig) -> TrialsRun:
     Where `model.device` is `auto` it joins the cluster that `config` names, to ask what it has.
     """
     config = settle(replace(config, policy=TRIALS))
-    resolved, plan = _prepare(config)
+    device = config.model.device
+    if device == "auto":  # what the cluster has, which may not be what this machine has
+        with connect(config) as cluster:
+            device = cluster.device
+    resolved, plan = prepare(config, device)
     output = config.output.path.replace(FINGERPRINT_FIELD, fingerprint(fingerprint_parts(config, resolved, plan)))
     storage = open_storage(output, config.storage)
     if not storage.exists(SUCCESS_FILE) or len(Ledger(storage).done_units()) < plan.num_units:
         raise InputError(f"{output}: no finished trials of this configuration; jobs.calibrate makes them.")
     trials = read_trials(storage)
     return TrialsRun(exit_code=EXIT_ALL_ROWS, output=output, resolved=resolved, trials=trials)
-
-
-def _prepare(config: RunConfig) -> tuple[Resolved, Plan]:
-    """What the run resolves to on the cluster's devices, and its input."""
-    device = config.model.device
-    if device == "auto":  # what the cluster has, which may not be what this machine has
-        with connect(config) as cluster:
-            device = cluster.device
-    return prepare(config, device)

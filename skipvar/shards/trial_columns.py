@@ -34,17 +34,10 @@ TRIAL_CLOCKS = ("trial_seconds", "trial_probe_seconds", "trial_latent_seconds")
 
 def trial_to_columns(trial: Trial) -> dict[str, Any]:
     """The values of a row; `trial_of_columns` reads them."""
-    return {
-        "trial_ssim": dict(trial.ssim),
-        "trial_psnr": dict(trial.psnr),
-        "trial_lpips": None if trial.lpips is None else dict(trial.lpips),
-        "trial_seconds": dict(trial.seconds),
-        "trial_probes": [{"grid_scale": grid, **asdict(probe)} for grid, probe in trial.probes.items()],
-        "trial_probe_seconds": [trial.probe_seconds[grid] for grid in trial.probes],
-        "trial_latents": list(trial.latents),
-        "trial_early_latents": list(trial.early_latents),
-        "trial_latent_seconds": trial.latent_seconds,
-    }
+    columns = {name: getattr(trial, name.removeprefix("trial_")) for name, _ in TRIAL_COLUMNS}
+    columns["trial_probes"] = [{"grid_scale": grid, **asdict(probe)} for grid, probe in trial.probes.items()]
+    columns["trial_probe_seconds"] = [trial.probe_seconds[grid] for grid in trial.probes]
+    return columns
 
 
 def trial_of_columns(row: Mapping[str, Any]) -> Trial:
