@@ -13,6 +13,7 @@ PHASES = ("text", "prefix", "probe", "suffix", "decode")
 """Of the engine's work, in their order."""
 _MAX_TIME_BINS = 48
 _SCORE_BINS = 24
+_GAP = 0.6
 _IDLE_SECONDS = 60.0
 """Where nothing was made for longer, the time axis has a cut."""
 
@@ -80,7 +81,7 @@ class Axis:
         if is_vertical and pad == 0.0:
             high *= 1.04
         self._low, self._high = low, high
-        self.first, self._last = (Chart.bottom, Chart.top) if is_vertical else (Chart.left, Chart.right)
+        self._first, self._last = (Chart.bottom, Chart.top) if is_vertical else (Chart.left, Chart.right)
         step = _round_step((high - low) / 4)
         step = max(1.0, round(step)) if are_whole else step
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
@@ -88,13 +89,19 @@ class Axis:
         self.ticks = [Tick(self.place(value), f"{value + 0.0:,.{decimals}f}") for value in places]
 
     def place(self, value: float) -> float:
-        return self.first + (value - self._low) / (self._high - self._low) * (self._last - self.first)
+        return self._first + (value - self._low) / (self._high - self._low) * (self._last - self._first)
 
 
 def _round_step(rough: float) -> float:
     """1, 2 or 5 times a power of ten, not far from `rough`."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * 0.7) * power
+
+
+def _bar(x: Axis, y: Axis, span: tuple[float, float], part: tuple[float, float], style: str, label: str) -> Mark:
+    """From one value of `x` to another, and of `y`; a little apart from its neighbours."""
+    left, right, bottom, top = x.place(span[0]), x.place(span[1]), y.place(part[0]), y.place(part[1])
+    return Mark(left + _GAP / 2, top, right - left - _GAP, bottom - top, style, label)
 
 
 def scatter(points: Sequence[Point], styles: Mapping[str, str]) -> Chart | None:
@@ -132,7 +139,7 @@ def histogram(scores: np.ndarray, floor: float | None) -> Chart | None:
     x = Axis("SSIM to base (1: the same picture)", [low, 1.0], pad=0.0)
     y = Axis("audited images", [0.0, float(bins.max())], is_vertical=True, pad=0.0, are_whole=True)
     marks = [
-        Mark(x.place(left) + 0.5, y.place(count), x.place(right) - x.place(left) - 1, y.first - y.place(count),
+        _bar(x, y, (left, right), (0.0, count),
              "under" if floor is not None and right <= floor + (right - left) / 2 else "accent",
              f"{count:,} images from {left:.3f} to {right:.3f}")
         for count, left, right in zip(bins.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
@@ -180,54 +187,47 @@ def throughput(stretches: Sequence[Stretch]) -> Chart | None:
     if clock.seconds < 2:
         return None
     num_bins = min(_MAX_TIME_BINS, max(4, int(clock.seconds / 2)))
-    width = clock.seconds / num_bins
-    images = np.zeros(num_bins)
+    edges = np.linspace(0.0, clock.seconds, num_bins + 1)
     names = [name for name in PHASES if any(stretch.phase_seconds.get(name) for stretch in stretches)] or ["all"]
-    work = np.zeros((len(names), num_bins))
-    for stretch in clock.stretches:
-        share = _spread(stretch.start, stretch.end, width, num_bins)
-        images += stretch.images * share
-        seconds = np.array([stretch.phase_seconds.get(name, 0.0) for name in names])
-        work += np.outer(seconds if seconds.sum() else np.ones(len(names)), share)
-    rates = images / width
+    shares = np.array([_spread(stretch, edges) for stretch in clock.stretches])
+    work = np.array([_work(stretch, names) for stretch in clock.stretches]).T @ shares
+    rates = np.array([stretch.images for stretch in clock.stretches]) @ shares / (clock.seconds / num_bins)
     parts = rates * work / np.maximum(work.sum(axis=0), 1e-12)
+    tops = parts.cumsum(axis=0)
     unit, unit_seconds = _time_unit(clock.seconds)
     x = Axis(f"{unit} at work", [0.0, clock.seconds / unit_seconds], pad=0.0)
     y = Axis("images per second", [0.0, float(rates.max())], is_vertical=True, pad=0.0)
-    marks = []
-    for at in range(num_bins):
-        left, right = (x.place(edge * width / unit_seconds) for edge in (at, at + 1))
-        reached = 0.0
-        for name, part in zip(names, parts[:, at].tolist(), strict=True):
-            top, low = y.place(reached + part), y.place(reached)
-            reached += part
-            if part > 0:
-                label = f"{name}: {100 * part / rates[at]:.0f}% of {rates[at]:.2g} images/s"
-                marks.append(Mark(left + 0.3, top, right - left - 0.6, low - top, f"phase-{name}", label))
-    total = work.sum(axis=1) / work.sum()
-    mix = ", ".join(f"{name} {100 * share:.0f}%" for name, share in zip(names, total.tolist(), strict=True))
-    mean = images.sum() / clock.seconds
+    places = (edges / unit_seconds).tolist()
+    marks = [
+        _bar(x, y, (places[at], places[at + 1]), (tops[row, at] - parts[row, at], tops[row, at]), f"phase-{name}",
+             f"{name}: {100 * parts[row, at] / rates[at]:.0f}% of {rates[at]:.2g} images/s")
+        for at in range(num_bins)
+        for row, name in enumerate(names)
+        if parts[row, at] > 0
+    ]  # fmt: skip
+    mix = [f"{name} {100 * share:.0f}%" for name, share in zip(names, work.sum(axis=1) / work.sum(), strict=True)]
+    told = f"{rates.mean():.2g} images per second over {clock.seconds / unit_seconds:.3g} {unit}."
     return Chart(
         marks=marks,
         x=x,
         y=y,
-        told=f"{mean:.2g} images per second over {clock.seconds / unit_seconds:.3g} {unit}. Device time: {mix}.",
+        told=f"{told} Device time: {', '.join(mix)}.",
         cuts=[x.place(cut / unit_seconds) for cut in clock.cuts],
-        legend=[
-            (f"phase-{name}", f"{name} {100 * share:.0f}%") for name, share in zip(names, total.tolist(), strict=True)
-        ],
+        legend=[(f"phase-{name}", said) for name, said in zip(names, mix, strict=True)],
     )
 
 
-def _spread(start: float, end: float, width: float, num_bins: int) -> np.ndarray:
-    """`(num_bins,)`: the share of a stretch that lies in each bin; they sum to one."""
-    if end - start < width / 100:
-        share = np.zeros(num_bins)
-        share[min(num_bins - 1, int(start / width))] = 1.0
-        return share
-    edges = np.clip(np.arange(num_bins + 1) * width, start, end)
-    overlap = np.diff(edges)
-    return overlap / overlap.sum()
+def _work(stretch: Stretch, names: Sequence[str]) -> list[float]:
+    """Seconds by phase; equal shares where none were told."""
+    seconds = [stretch.phase_seconds.get(name, 0.0) for name in names]
+    return seconds if any(seconds) else [1.0] * len(names)
+
+
+def _spread(stretch: Stretch, edges: np.ndarray) -> np.ndarray:
+    """`(bins,)`: the share of a stretch that lies in each bin; they sum to one, those of a moment too."""
+    length = max(stretch.end - stretch.start, (edges[1] - edges[0]) / 100)
+    start = min(stretch.start, edges[-1] - length)
+    return np.diff(np.clip((edges - start) / length, 0.0, 1.0))
 
 
 def _time_unit(seconds: float) -> tuple[str, float]:
