@@ -58,7 +58,7 @@ def test_the_hull_is_that_of_all_mixtures() -> None:
 def test_a_policy_that_knows_is_above_the_hull_and_fixed_ones_lie_on_or_under_it(
     make_request: type, tmp_path: Path
 ) -> None:
-    policy = Knowing(decision_scale=6, name="knowing")
+    policy = Knowing(decision_scale=6, name="knowing", content_hash="knowing")
     sets = {"mixed": trials(40), "plain": trials(1)}
     rows = evaluate(sets, [policy], make_request(0), 0.95, COSTS, {"knowing": Speed(2.0, 1.0, 1.5, 1.6)})
     assert len(rows) == 2 * 12
