@@ -28,6 +28,7 @@ from skipvar.shards.pairs import AuditPair, pairs_name, read_pairs, small, worst
 from skipvar.shards.record import RunRecord
 from skipvar.shards.storage import Storage
 from skipvar.shards.unitfile import UnitFooter, data_files, read_columns, readable
+from skipvar.skip.policy import Promise
 
 MAX_PICTURES = 96
 MAX_PAIRS_SHOWN = 24
@@ -142,16 +143,16 @@ class RunFacts:
         return [unit.stretch for unit in self.units if unit.stretch is not None]
 
     @property
-    def promise(self) -> Mapping[str, Any] | None:
-        """What audits watch over: `floor`, `alpha`, `delta`."""
-        said = self.record.part("counts", "audit_state", "promise")
-        return said or self.record.part("resolved", "promise") or None
+    def promise(self) -> Promise | None:
+        """What audits watch over."""
+        said = self.record.part("counts", "audit_state", "promise") or self.record.part("resolved", "promise")
+        return Promise(**said) if said else None
 
     @cached_property
     def audit(self) -> AuditResult:
         """Of the audited images; its floor is the promise's, else the configuration's `audit.min_ssim`."""
         asked = self.record.part("config", "audit").get("min_ssim")
-        return summarize(self.scores, (self.promise or {}).get("floor", asked))
+        return summarize(self.scores, self.promise.floor if self.promise else asked)
 
     @property
     def saved(self) -> float:

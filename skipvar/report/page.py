@@ -11,11 +11,12 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from skipvar.errors import StorageError
 from skipvar.quality.audit_book import AuditAlarm
 from skipvar.report.charts import histogram, scatter, throughput, work_time
 from skipvar.report.gather import RunFacts, gather
+from skipvar.shards.ledger import RUN_FILE
 from skipvar.shards.storage import Storage
-from skipvar.skip.policy import Promise
 
 REPORT = "report.html"
 NUM_HUES = 10
@@ -35,7 +36,13 @@ class Tile:
 def write_report(storage: Storage, ending: Mapping[str, Any] | None = None) -> RunFacts:
     """Put the report beside the dataset; returns what it tells. `ending`: as in `gather`. Raises `StorageError`."""
     facts = gather(storage, ending)
-    storage.replace(REPORT, render(facts).encode(errors="replace"))  # a damaged record may hold half a character
+    try:
+        page = render(facts)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, jinja2.UndefinedError) as error:
+        raise StorageError(
+            f"{storage.uri}/{RUN_FILE} is damaged: what it tells of the run cannot be shown ({error})."
+        ) from error
+    storage.replace(REPORT, page.encode(errors="replace"))  # a damaged record may hold half a character
     return facts
 
 
@@ -112,7 +119,7 @@ def _verdict(facts: RunFacts) -> str:
     if audit.floor is None:
         return f"{said}the mean similarity (SSIM) is {audit.mean_ssim:.3f}."
     said += f"{audit.misses:,} ({100 * audit.share:.1f}%) fell under the similarity floor of {audit.floor:g}"
-    return f"{said}; at most {100 * promise['alpha']:g}% were promised." if promise else f"{said}."
+    return f"{said}; at most {100 * promise.alpha:g}% were promised." if promise else f"{said}."
 
 
 def _unmeasured(facts: RunFacts) -> str:
@@ -122,10 +129,10 @@ def _unmeasured(facts: RunFacts) -> str:
 
 
 def _alarm(facts: RunFacts) -> str | None:
-    state = facts.record.part("counts", "audit_state")
-    if not state.get("alarm"):
+    alarm = facts.record.part("counts", "audit_state", "alarm")
+    if not alarm or facts.promise is None:
         return None
-    return AuditAlarm(**state["alarm"]).text(Promise(**state["promise"])) + f", at {state['alarm']['raised_at']}."
+    return f"{AuditAlarm(**alarm).text(facts.promise)}, at {alarm['raised_at']}."
 
 
 def _tiles(facts: RunFacts) -> list[Tile]:
@@ -142,7 +149,7 @@ def _tiles(facts: RunFacts) -> list[Tile]:
         tiles.append(Tile(f"{audit.mean_ssim:.3f}", "mean SSIM to base", f"95%: {ends}; {audit.images:,} audited"))
         if audit.floor is not None:
             ends = " to ".join(f"{100 * end:.1f}" for end in audit.interval)
-            is_bad = facts.promise is not None and audit.interval[0] > facts.promise["alpha"]
+            is_bad = facts.promise is not None and audit.interval[0] > facts.promise.alpha
             tiles.append(Tile(f"{100 * audit.share:.1f}%", f"under {audit.floor:g}", f"95%: {ends}%", is_bad))
     else:
         tiles.append(Tile("–", "similarity", f"not measured: {_unmeasured(facts)}"))
