@@ -11,8 +11,7 @@ from skipvar.distributed.outcome import summary
 from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.resolved import Resolved
 from skipvar.errors import EXIT_ALL_ROWS, EXIT_STOPPED, InputError
-from skipvar.quality.calibrate import PROMISES, check_number
-from skipvar.quality.trials import read_trials, what_trials_buy
+from skipvar.quality.trials import read_trials
 from skipvar.shards.ledger import SUCCESS_FILE, Ledger
 from skipvar.shards.prompts import Plan
 from skipvar.shards.record import fingerprint
@@ -32,16 +31,16 @@ class TrialsRun:
     """None: the run was stopped, and the same command goes on."""
 
 
-def make_trials_run(config: RunConfig, show: Callable[[str], None], *, is_for_fitting: bool = False) -> TrialsRun:
-    """Make what is left of the trials, as a run like any other. Raises `SkipvarError` for what is found before work."""
+def make_trials_run(
+    config: RunConfig, show: Callable[[str], None], check: Callable[[Plan], None] | None = None
+) -> TrialsRun:
+    """Make what is left of the trials, as a run like any other. Raises `SkipvarError` for what is found before work.
 
-    def check(plan: Plan) -> None:
-        check_number(plan.identity.num_requests)
-        show(what_trials_buy(plan.identity.num_rows, min(PROMISES, key=lambda promise: promise.alpha)))
-
+    `check` is shown the plan before anything is written, and may refuse it.
+    """
     stop = StopSignal()
     with stop.listening():
-        outcome = generate(replace(config, policy=TRIALS), stop, check=check if is_for_fitting else None)
+        outcome = generate(replace(config, policy=TRIALS), stop, check=check)
     show(summary(outcome))
     trials = None
     if outcome.exit_code != EXIT_STOPPED:

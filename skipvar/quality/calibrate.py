@@ -12,8 +12,9 @@ import numpy as np
 from skipvar.config import RunConfig
 from skipvar.engine.resolved import Resolved, strategy_costs
 from skipvar.errors import InputError
+from skipvar.shards.record import InputIdentity
 from skipvar.skip.calibration import choose_grid, fit_policy, rank_correlations
-from skipvar.skip.certify import certify, policy_content, split_by_prompt
+from skipvar.skip.certify import SHARES, allowed_misses, certify, policy_content, split_by_prompt
 from skipvar.skip.features import LatentProbe
 from skipvar.skip.fitting import fit_forecasts, foretold_ranks, log_loss, rules_of
 from skipvar.skip.policy import Promise
@@ -28,10 +29,30 @@ MIN_TRIALS = 5
 """Of fewer, a fit tells nothing."""
 
 
-def check_number(num_requests: int) -> None:
-    """Refuses an input of too few prompts, before any trial is made."""
-    if num_requests < MIN_TRIALS:
-        raise InputError(f"input: {num_requests} images; at least {MIN_TRIALS} are needed to fit a policy.")
+def check_input(identity: InputIdentity, show: Callable[[str], None]) -> None:
+    """Refuses an input of too few prompts, and tells what its number of prompts buys, before any trial is made."""
+    _check_number(identity.num_requests)
+    show(what_trials_buy(identity.num_rows, min(PROMISES, key=lambda promise: promise.alpha)))
+
+
+def _check_number(num_images: int) -> None:
+    if num_images < MIN_TRIALS:
+        raise InputError(f"input: {num_images} images; at least {MIN_TRIALS} are needed to fit a policy.")
+
+
+def what_trials_buy(num_prompts: int, promise: Promise) -> str:
+    """A sentence on how many misses so many prompts forgive, and what more of them would."""
+    sentences = []
+    for count in (num_prompts, 2 * num_prompts):
+        tested = round(SHARES[2] * count)
+        allowed = allowed_misses(tested, promise.alpha, promise.delta)
+        sentences.append(
+            f"{count} prompts put {tested} in the test part, where at most {allowed} misses ({allowed / tested:.1%}) "
+            f"certify a share of {promise.alpha:g}"
+            if allowed >= 0
+            else f"{count} prompts put {tested} in the test part, too few to certify a share of {promise.alpha:g}"
+        )
+    return "; ".join(sentences) + f" (confidence {1 - promise.delta:g})."
 
 
 def calibrate(
@@ -42,7 +63,7 @@ def calibrate(
     A column `group` of the input names the kinds of prompts that misses are reported by. Returns, JSON-able, the number
     of trials, the grid of the paper's probe with its rank correlations with SSIM, and how every probe foretells.
     """
-    check_number(len(trials))
+    _check_number(len(trials))
     fitted_for = {
         "model": resolved.model.name,
         "num_scales": resolved.num_scales,

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 UNTOUCHED_SHARE = 0.3
 """Of the prompts: what a split's certificate is judged by."""
+_SEED = 0
 _SPLITS_A_TASK = 10
 """A process is sent the trials with each task."""
 
@@ -27,8 +28,7 @@ def certify_check(
     promise: Promise,
     costs: Mapping[str, float],
     *,
-    splits: int = 200,
-    seed: int = 0,
+    splits: int,
     processes: int = 1,
 ) -> dict[str, Any]:
     """How many splits' certified policies keep alpha on the untouched part, JSON-able; once more without any signal.
@@ -39,11 +39,11 @@ def certify_check(
     probe, and what is certified must be safe all the same. `processes`: -1 for one a core; the result does not
     depend on it.
     """
-    order = np.random.default_rng(seed).permutation(len(trials))
+    order = np.random.default_rng(_SEED).permutation(len(trials))
     mixed = [replace(trial, ssim=trials[other].ssim) for trial, other in zip(trials, order, strict=True)]
     setting = {"ssim_floor": promise.floor, "alpha": promise.alpha, "delta": promise.delta, "trials": len(trials)}
     real, shuffled = (
-        _summary(promise, _judge_all(kind, partial(_judge, some, promise, costs, seed), splits, processes))
+        _summary(promise, _judge_all(kind, partial(_judge, some, promise, costs), splits, processes))
         for kind, some in (("trials as they are", trials), ("scores shuffled", mixed))
     )
     return setting | real | {"shuffled": shuffled}
@@ -54,22 +54,17 @@ def _judge_all(kind: str, judge: Callable[[int], Tally | None], splits: int, pro
 
     found: list[Tally | None] = []
     pool = Parallel(n_jobs=processes, return_as="generator", batch_size=_SPLITS_A_TASK)
-    for result in pool(delayed(judge)(place) for place in range(splits)):
+    for result in pool(delayed(judge)(split) for split in range(splits)):
         found.append(result)
         if len(found) % _SPLITS_A_TASK == 0 or len(found) == splits:
             logger.info("%s: %d of %d splits", kind, len(found), splits)
     return found
 
 
-def _judge(
-    trials: Sequence[Trial], promise: Promise, costs: Mapping[str, float], seed: int, place: int
-) -> Tally | None:
-    """What a split's certified policy comes to on the untouched part; None where nothing was certified.
-
-    `seed`: of all splits; `place`: which of them.
-    """
+def _judge(trials: Sequence[Trial], promise: Promise, costs: Mapping[str, float], split: int) -> Tally | None:
+    """What a split's certified policy comes to on the untouched part; None where nothing was certified."""
     prompts = sorted({trial.prompt for trial in trials})
-    stream = np.random.default_rng((seed, place))
+    stream = np.random.default_rng((_SEED, split))
     chosen = stream.permutation(len(prompts))[: round(UNTOUCHED_SHARE * len(prompts))]
     away = {prompts[place] for place in chosen}
     parts = split_by_prompt([trial for trial in trials if trial.prompt not in away], int(stream.integers(2**31)))

@@ -1,4 +1,4 @@
-"""Reads the trials of a run whose policy is `trials`, and says before it starts what its number of prompts buys."""
+"""Reads the trials of a run whose policy is `trials`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +10,6 @@ from skipvar.errors import InputError
 from skipvar.shards.storage import Storage
 from skipvar.shards.trial_columns import READ_COLUMNS, trial_of_columns
 from skipvar.shards.unitfile import data_files
-from skipvar.skip.certify import SHARES, allowed_misses
-from skipvar.skip.policy import Promise
 from skipvar.types import Trial
 
 
@@ -40,18 +38,3 @@ def _rows(storage: Storage) -> Iterator[dict[str, Any]]:
         if "trial_ssim" not in names or table["trial_ssim"].null_count:
             raise InputError(f"{storage.uri}: is no run of trials; jobs.calibrate makes one.")
         yield from table.to_pylist()
-
-
-def what_trials_buy(num_prompts: int, promise: Promise) -> str:
-    """A sentence on how many misses so many prompts forgive, and what more of them would."""
-    sentences = []
-    for count in (num_prompts, 2 * num_prompts):
-        tested = round(SHARES[2] * count)
-        allowed = allowed_misses(tested, promise.alpha, promise.delta)
-        sentences.append(
-            f"{count} prompts put {tested} in the test part, where at most {allowed} misses ({allowed / tested:.1%}) "
-            f"certify a share of {promise.alpha:g}"
-            if allowed >= 0
-            else f"{count} prompts put {tested} in the test part, too few to certify a share of {promise.alpha:g}"
-        )
-    return "; ".join(sentences) + f" (confidence {1 - promise.delta:g})."

@@ -65,17 +65,13 @@ def render(facts: RunFacts) -> str:
         alarm=_alarm(facts),
         tiles=_tiles(facts),
         styles=styles,
-        mix=[(name, facts.strategies[name], facts.strategies[name] / facts.num_images,
-              facts.cost_shares[name] / facts.strategies[name]) for name in styles],
         scatter=scatter(facts.points, styles),
         histogram=histogram(facts.scores, facts.audit.floor),
         throughput=throughput(facts.stretches),
         fills=_fills(record.part("counts", "engine")),
         settings=list(_flat(record.config)),
-        identity=list(
-            _flat({name: getattr(record, name) for name in ("fingerprint", "parts", "versions", "created_at")})
-        ),
-    )  # fmt: skip
+        identity=_flat({name: getattr(record, name) for name in ("fingerprint", "parts", "versions", "created_at")}),
+    )
 
 
 def _uri(file: bytes) -> str:

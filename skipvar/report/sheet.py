@@ -63,14 +63,13 @@ def draw_sheet(pictures: list[Picture]) -> bytes:
     return file.getvalue()
 
 
-def write_sheet(storage: Storage) -> int:
-    """Put the contact sheet beside the dataset; returns the number of pictures on it (0: nothing is written)."""
+def write_sheet(storage: Storage) -> None:
+    """Put the contact sheet beside the dataset; where that has no image, nothing is written."""
     names = [name for (_, retry), name in data_files(storage) if not retry]  # a retry lies beside its unit
     found = (picture for name in names for picture in first_pictures(storage, name, MAX_IMAGES))
     pictures = list(itertools.islice(found, MAX_IMAGES))
     if pictures:
         storage.replace(SHEET, draw_sheet(pictures))
-    return len(pictures)
 
 
 def _draw_picture(sheet: Image.Image, picture: Picture, corner: tuple[int, int]) -> None:

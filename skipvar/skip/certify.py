@@ -75,12 +75,12 @@ class Certified:
         )
 
 
-def split_by_prompt(trials: Sequence[Trial], seed: int, shares: Sequence[float] = SHARES) -> Parts:
+def split_by_prompt(trials: Sequence[Trial], seed: int) -> Parts:
     """Whole prompts into fit, order and test; one image a prompt, drawn by the seed, stays in the test part."""
     stream = np.random.default_rng(seed)
     prompts = sorted({trial.prompt for trial in trials})
     order = stream.permutation(len(prompts))
-    first, second = (round(sum(shares[:count]) * len(prompts)) for count in (1, 2))
+    first, second = (round(sum(SHARES[:count]) * len(prompts)) for count in (1, 2))
     part_of = {prompts[place]: (rank >= first) + (rank >= second) for rank, place in enumerate(order)}
     parts: tuple[list[Trial], list[Trial], list[Trial]] = ([], [], [])
     for trial in trials:
