@@ -77,12 +77,16 @@ def _summary(promise: Promise, results: Sequence[Tally | None]) -> dict[str, Any
     """Within alpha: at most one standard error of a share among so many images above it."""
     alpha = promise.alpha
     certified = [result for result in results if result is not None]
-    within = sum(one.share <= alpha + math.sqrt(alpha * (1 - alpha) / one.images) for one in certified)
+    is_within = [one.share <= alpha + math.sqrt(alpha * (1 - alpha) / one.images) for one in certified]
     return {
         "splits": len(results),
         "splits_certified": len(certified),
-        "splits_within_alpha": within,
-        "share_within_alpha": round(within / len(certified), 4) if certified else None,
-        "mean_rate": round(float(np.mean([one.share for one in certified])), 4) if certified else None,
-        "token_forwards_share": round(float(np.mean([one.cost_share for one in certified])), 4) if certified else None,
+        "splits_within_alpha": sum(is_within),
+        "share_within_alpha": _mean(is_within),
+        "mean_rate": _mean([one.share for one in certified]),
+        "token_forwards_share": _mean([one.cost_share for one in certified]),
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(float(np.mean(values)), 4) if values else None

@@ -135,18 +135,16 @@ class Conditions:
         """What is not the same there: its name, and both values."""
         for one in fields(self):
             mine, theirs = getattr(self, one.name), getattr(other, one.name)
-            if one.name in ("cfg", "tau", "top_p"):
-                is_same = mine is not None and theirs is not None and are_close(_listed(mine), _listed(theirs))
+            if one.name in ("cfg", "tau"):
+                is_same = mine is not None and theirs is not None and are_close(mine, theirs)
+            elif one.name == "top_p":
+                is_same = are_close((mine,), (theirs,))
             elif one.name == "top_k":
                 is_same = (mine == 1) == (theirs == 1)  # no other value has an effect on binary codes
             else:
                 is_same = mine == theirs
             if not is_same:
                 yield one.name, mine, theirs
-
-
-def _listed(value: float | tuple[float, ...]) -> tuple[float, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,20 +42,17 @@ def tally(trials: Sequence[Trial], chosen: Sequence[str], floor: float, costs: M
     return Tally(ssim, int((ssim < floor).sum()), cost / costs["base"])
 
 
-def best_value(points: Sequence[Point], cost: float) -> float:
-    """The highest value that a mixture of points `(cost, value)` has at no more than this cost."""
-    found = [value for at, value in points if at <= cost]
-    for (low, first), (high, second) in ((a, b) for a in points for b in points if a[0] < cost < b[0]):
-        found.append(first + (second - first) * (cost - low) / (high - low))
-    return max(found)
-
-
 def cheapest(points: Sequence[Point], value: float) -> float:
     """The lowest cost of a mixture of points `(cost, value)` that has at most this value (a share of misses)."""
     found = [cost for cost, at in points if at <= value]
     for (first, low), (second, high) in ((a, b) for a in points for b in points if a[1] < value < b[1]):
         found.append(first + (second - first) * (value - low) / (high - low))
     return min(found)
+
+
+def best_value(points: Sequence[Point], cost: float) -> float:
+    """The highest value that a mixture of points `(cost, value)` has at no more than this cost."""
+    return -cheapest([(-value, at) for at, value in points], cost)
 
 
 def saved_at_equal_misses(one: Tally, fixed: Sequence[Tally]) -> float:
