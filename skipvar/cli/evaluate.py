@@ -59,7 +59,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from skipvar.distributed.opening import settle
     from skipvar.distributed.trials import make_trials_run
     from skipvar.local import build_local_engine
-    from skipvar.quality.evaluate import evaluate, image_table
+    from skipvar.quality.evaluate import choices, evaluate, image_table
     from skipvar.quality.speed import measure_speeds, spread_requests
     from skipvar.skip.strategy import STRATEGY_NAMES
 
@@ -79,9 +79,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.timed:
         specs = {name: f"fixed:{name}" for name in STRATEGY_NAMES} | {one.name: file for file, one in files.items()}
         speeds = measure_speeds(clocked, specs, requests, arguments.rounds, build_local_engine)
-    scores = evaluate(trials, policies, requests[0], arguments.floor, costs, speeds)
-    images = image_table(trials, policies, requests[0], costs)
-    _show(scores, images, made.resolved.model.name, arguments.out)
+    chosen = {name: choices(policies, of_set, requests[0]) for name, of_set in trials.items()}
+    scores = evaluate(trials, chosen, arguments.floor, costs, speeds)
+    _show(scores, image_table(trials, chosen, costs), made.resolved.model.name, arguments.out)
     name = arguments.headline or (policies[-1].name if policies else "base")
     headline = next(score for score in scores if (score.policy, score.set) == (name, main_set))
     alphas = {one.name: one.promise.alpha for one in policies if isinstance(one, CertifiedPolicy)}

@@ -62,8 +62,12 @@ class Score:
         return row | (speed or {})
 
 
-def choices(policies: Sequence[Policy], trials: Sequence[Trial], request: Request) -> dict[str, list[str]]:
-    """By name the strategy of each trial's image: under every fixed strategy, then as every policy decides.
+Choices = Mapping[str, Sequence[str]]
+"""By a policy's name the strategy of each trial's image."""
+
+
+def choices(policies: Sequence[Policy], trials: Sequence[Trial], request: Request) -> Choices:
+    """Those of every fixed strategy, then of every policy.
 
     `request`: one of the run's.
     """
@@ -81,16 +85,18 @@ def oracle(trials: Sequence[Trial], floor: float, costs: Mapping[str, float]) ->
 
 def evaluate(
     sets: Mapping[str, Sequence[Trial]],
-    policies: Sequence[Policy],
-    request: Request,
+    chosen_in: Mapping[str, Choices],
     floor: float,
     costs: Mapping[str, float],
     speeds: Mapping[str, Speed],
 ) -> list[Score]:
-    """A score for each prompt set and fixed strategy, policy, and the oracle. `costs`: token-forwards by strategy."""
+    """A score for each prompt set and what was chosen in it, and for the oracle.
+
+    `costs`: token-forwards by strategy; `speeds`: by policy, where the clock ran.
+    """
     found = []
     for set_name, trials in sets.items():
-        chosen = choices(policies, trials, request) | {ORACLE: oracle(trials, floor, costs)}
+        chosen = {**chosen_in[set_name], ORACLE: oracle(trials, floor, costs)}
         tallies = {name: tally(trials, strategies, floor, costs) for name, strategies in chosen.items()}
         fixed = [tallies[name] for name in STRATEGY_NAMES]
         for name, one in tallies.items():
@@ -129,7 +135,7 @@ def _mean(values: Sequence[float | None], digits: int) -> float | None:
 
 
 def image_table(
-    sets: Mapping[str, Sequence[Trial]], policies: Sequence[Policy], request: Request, costs: Mapping[str, float]
+    sets: Mapping[str, Sequence[Trial]], chosen_in: Mapping[str, Choices], costs: Mapping[str, float]
 ) -> pa.Table:
     """One row for each trial and policy: what every number of the scores is a mean of."""
     return pa.Table.from_pylist(
@@ -147,7 +153,7 @@ def image_table(
                 "token_forwards_share": costs[strategy] / costs["base"],
             }
             for set_name, trials in sets.items()
-            for name, strategies in choices(policies, trials, request).items()
+            for name, strategies in chosen_in[set_name].items()
             for place, (trial, strategy) in enumerate(zip(trials, strategies, strict=True))
         ]
     )

@@ -97,10 +97,9 @@ def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: 
             lines[-1] = longer
         else:
             lines.append(word)
-    lines = [_cut(line, font, width) for line in lines]
     if len(lines) > PROMPT_LINES:
-        lines = [*lines[: PROMPT_LINES - 1], _cut(lines[PROMPT_LINES - 1] + " ...", font, width)]
-    return lines
+        lines = [*lines[: PROMPT_LINES - 1], lines[PROMPT_LINES - 1] + " ..."]
+    return [_cut(line, font, width) for line in lines]
 
 
 def _cut(line: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:

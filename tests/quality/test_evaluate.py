@@ -15,7 +15,7 @@ from skipvar.engine.engine import Engine
 from skipvar.engine.resolved import Resolved
 from skipvar.local import build_local_engine
 from skipvar.model.pipeline import Pipeline
-from skipvar.quality.evaluate import evaluate, image_table
+from skipvar.quality.evaluate import choices, evaluate, image_table
 from skipvar.quality.results import draw, markdown, write
 from skipvar.quality.speed import Speed, measure_speeds, spread_requests
 from skipvar.skip.policy import Decision, SpreadPolicy
@@ -60,7 +60,8 @@ def test_a_policy_that_knows_is_above_the_hull_and_fixed_ones_lie_on_or_under_it
 ) -> None:
     policy = Knowing(decision_scale=6, name="knowing", content_hash="knowing")
     sets = {"mixed": trials(40), "plain": trials(1)}
-    rows = evaluate(sets, [policy], make_request(0), 0.95, COSTS, {"knowing": Speed(2.0, 1.0, 1.5, 1.6)})
+    chosen = {name: choices([policy], of_set, make_request(0)) for name, of_set in sets.items()}
+    rows = evaluate(sets, chosen, 0.95, COSTS, {"knowing": Speed(2.0, 1.0, 1.5, 1.6)})
     assert len(rows) == 2 * 12
     found = {(row.set, row.policy): row for row in rows}
     knowing = found["mixed", "knowing"]
@@ -85,7 +86,7 @@ def test_a_policy_that_knows_is_above_the_hull_and_fixed_ones_lie_on_or_under_it
     assert "## mixed: 40 prompts" in text and "| FastVAR, as the paper measures it | 2.53 x | 0.692 |" in text
     assert "FastVAR" not in markdown(rows, "emoji")
     assert [path.stat().st_size > 5000 for path in draw(rows, tmp_path)] == [True, True]
-    images = image_table(sets, [policy], make_request(0), COSTS)
+    images = image_table(sets, chosen, COSTS)
     assert len(images) == 41 * 11
     mine = [row["ssim"] for row in images.to_pylist() if (row["set"], row["policy"]) == ("mixed", "knowing")]
     assert np.mean(mine) == pytest.approx(knowing.mean_ssim)
