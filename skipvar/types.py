@@ -70,24 +70,28 @@ class Trial:
 
     ssim: Mapping[str, float]
     """Of each strategy's image to the one of `base`; so is `psnr`."""
-    psnr: Mapping[str, float | None]
+    psnr: Mapping[str, float | None] = field(default_factory=dict)
     """In dB; None where no pixel differs."""
     lpips: Mapping[str, float] | None = None
     """0 where no pixel differs; None where LPIPS cannot be computed."""
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, float] = field(default_factory=dict)
     """Of each strategy: its share of text, prefix, its own scales (whoever shared them) and decoding, without probe."""
     probes: Mapping[int, Probe]
     """By the scale whose grid the probe was decoded at; so is `probe_seconds`."""
-    probe_seconds: Mapping[int, float]
+    probe_seconds: Mapping[int, float] = field(default_factory=dict)
     """What taking it cost."""
-    latents: Sequence[float]
+    latents: Sequence[float] = ()
     """The code sum at the decision scale as a small picture (`skipvar.skip.probe.small_latents`)."""
-    early_latents: Sequence[float]
-    """The same a scale earlier."""
-    latent_seconds: float
+    early_latents: Sequence[float] = ()
+    """The same a scale earlier: tried, and used by no policy."""
+    latent_seconds: float = 0.0
     """What taking one of the two cost."""
     pixels: "Mapping[str, np.ndarray]" = field(default_factory=dict)
     """Of each strategy's image, as `Image.pixels`; empty unless they are kept, which no dataset does."""
+    prompt: str = ""
+    """Of the row that the trial is read from, as `group`. Images of one prompt share its difficulty."""
+    group: str = ""
+    """What kind of prompt it is: reported by, never fitted on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

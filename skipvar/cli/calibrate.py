@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.calibrat
 
 def _calibrate(arguments: argparse.Namespace) -> int:
     from skipvar.distributed.environment import prepare_environment
-    from skipvar.quality.calibrate import calibrate
+    from skipvar.quality.calibrate import calibrate, check_input
     from skipvar.skip.policy import TRIALS
 
     config = replace(read_config(arguments.config, arguments.overrides), policy=TRIALS)
@@ -36,7 +36,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     prepare_environment(config)  # before anything imports Ray
     from skipvar.distributed.trials import make_trials_run
 
-    made = make_trials_run(config, show=print, is_for_fitting=True)
+    made = make_trials_run(config, show=print, check=lambda plan: check_input(plan.identity, show=print))
     if made.trials is None:
         return made.exit_code
     found = calibrate(config, made.resolved, made.trials, arguments.out, show=print)

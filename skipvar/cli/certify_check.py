@@ -42,7 +42,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
     run = find_trials_run(config)
     assert run.trials is not None
-    trials = run.trials.scores
+    trials = run.trials
     if len({trial.prompt for trial in trials}) < 100:
         raise InputError(f"{run.output}: fewer than 100 prompts are too few to split.")
     costs = strategy_costs(run.resolved, config.sampling.aspect_ratio)

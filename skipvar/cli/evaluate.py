@@ -11,17 +11,22 @@ on `mixed`.
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skipvar.checks import check_one_of, shown
 from skipvar.cli.running import Parser, check_folder, local_path, number, read_config, run_job, show_progress, whole
 from skipvar.config import RunConfig
 from skipvar.errors import ConfigError
 from skipvar.model.device import Device
-from skipvar.types import Request
+from skipvar.skip.policy import CertifiedPolicy, Policy
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from skipvar.quality.evaluate import Score
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.evaluate") -> int:
@@ -47,45 +52,64 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     config = replace(read_config(arguments.config, arguments.overrides), policy=None)
     sets = _sets(arguments.sets, config)
+    main_set = "mixed" if "mixed" in sets else next(iter(sets))
     check_folder("--out", arguments.out)
     prepare_environment(config)  # before anything imports Ray
     from skipvar.distributed.cluster import connect
     from skipvar.distributed.opening import settle
     from skipvar.distributed.trials import make_trials_run
     from skipvar.local import build_local_engine
-    from skipvar.quality.evaluate import ORACLE, evaluate, image_rows
-    from skipvar.quality.speed import measure_speeds
+    from skipvar.quality.evaluate import choices, evaluate, image_table
+    from skipvar.quality.speed import measure_speeds, spread_requests
     from skipvar.skip.strategy import STRATEGY_NAMES
 
     with connect(settle(config)) as cluster:
         files = _policies(arguments, config, cluster.device)
+    policies = list(files.values())
     trials, exit_code = {}, 0
     for name, path in sets.items():
-        config = replace(config, input=replace(config.input, path=path))
-        made = make_trials_run(config, show=print)
+        made = make_trials_run(_of_set(config, path), show=print)
         if made.trials is None:
             return made.exit_code
         trials[name], exit_code = made.trials, max(exit_code, made.exit_code)
     costs = strategy_costs(made.resolved, config.sampling.aspect_ratio)
-    headline_input = replace(config.input, path=sets[_headline_set(sets)])
-    requests = spread_requests(replace(config, input=headline_input), made.resolved.num_scales, max(1, arguments.timed))
-    rows = evaluate(trials, list(files.values()), requests[0], arguments.floor, costs)
+    clocked = _of_set(config, sets[main_set])
+    requests = spread_requests(clocked, made.resolved.num_scales, max(1, arguments.timed))
+    speeds = {}
     if arguments.timed:
-        specs = {name: f"fixed:{name}" for name in STRATEGY_NAMES} | {one.name: name for name, one in files.items()}
-        speeds = measure_speeds(config, specs, requests, arguments.rounds, build_local_engine)
-        for row in rows:
-            if row["policy"] == ORACLE:
-                continue
-            mine, base = speeds[row["policy"]], speeds["base"]
-            row |= {"seconds_one": mine.one, "seconds": mine.full}
-            row |= {"speedup_one": round(base.one / mine.one, 3), "speedup": round(base.full / mine.full, 3)}
-    of_images = image_rows(trials, list(files.values()), requests[0], costs)
-    _write(arguments.out, rows, of_images, made.resolved.model.name)
-    print(json.dumps(_headline(rows, arguments, files)))
+        specs = {name: f"fixed:{name}" for name in STRATEGY_NAMES} | {one.name: file for file, one in files.items()}
+        speeds = measure_speeds(clocked, specs, requests, arguments.rounds, build_local_engine)
+    chosen = {name: choices(policies, of_set, requests[0]) for name, of_set in trials.items()}
+    scores = evaluate(trials, chosen, arguments.floor, costs, speeds)
+    _show(scores, image_table(trials, chosen, costs), made.resolved.model.name, arguments.out)
+    name = arguments.headline or (policies[-1].name if policies else "base")
+    headline = next(score for score in scores if (score.policy, score.set) == (name, main_set))
+    alphas = {one.name: one.promise.alpha for one in policies if isinstance(one, CertifiedPolicy)}
+    print(json.dumps(headline.to_dict() | {"alpha": alphas.get(name)}))
     return exit_code
 
 
-def _policies(arguments: argparse.Namespace, config: RunConfig, device: Device) -> dict[str, Any]:
+def _show(scores: "Sequence[Score]", images: "pa.Table", model: str, folder: Path) -> None:
+    """Into the folder, and the table on standard output, too."""
+    from skipvar.quality.results import draw, markdown, write
+
+    table = markdown(scores, model)
+    try:
+        write(folder, scores, images, table)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: cannot be written ({error.strerror}); give another folder.") from error
+    print(table)
+    try:
+        print("plots:", *draw(scores, folder))
+    except ImportError:
+        print("no plot: matplotlib is not installed; pip install 'skipvar[calibrate]'")
+
+
+def _of_set(config: RunConfig, path: Any) -> RunConfig:
+    return replace(config, input=replace(config.input, path=path))
+
+
+def _policies(arguments: argparse.Namespace, config: RunConfig, device: Device) -> dict[str, Policy]:
     """The policies to compare by their files; what cannot be compared is refused before any work."""
     from skipvar.distributed.opening import check_store_answers
     from skipvar.engine.resolved import resolve
@@ -97,7 +121,7 @@ def _policies(arguments: argparse.Namespace, config: RunConfig, device: Device) 
     others = [name for name in arguments.policies if not name.endswith(".json")]
     if others:
         raise ConfigError(f"--policies: {shown(others[0])} is no policy file; give files that end in .json.")
-    found: dict[str, Any] = {}
+    found: dict[str, Policy] = {}
     files = StoredFiles(config.storage)
     for file in arguments.policies:
         check_spec(file)
@@ -130,54 +154,5 @@ def _sets(given: Sequence[str], config: RunConfig) -> dict[str, Any]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"--sets: {shown(twice)} is the name of two sets; names must differ.")
     for _, _, path in pairs:
-        Inputs(config.storage).find(replace(config.input, path=path).path)  # told now, not after the others' trials
+        Inputs(config.storage).find(_of_set(config, path).input.path)  # told now, not after the others' trials
     return {name: path for name, _, path in pairs}
-
-
-def _headline_set(names: Iterable[str]) -> str:
-    """Whose prompts the clock runs on, and whose row comes last."""
-    known = list(names)
-    return "mixed" if "mixed" in known else known[0]
-
-
-def spread_requests(config: RunConfig, num_scales: int, count: int) -> list[Request]:
-    """Some of the input's requests, spread over all of it."""
-    from skipvar.shards.prompts import plan_input, read_unit
-
-    plan = plan_input(config, num_scales)
-    items = (item for unit in range(plan.num_units) for item in read_unit(plan.unit(unit), plan.spec))
-    found = [item for item in items if isinstance(item, Request)]
-    return found[:: max(1, len(found) // count)][:count]
-
-
-def _write(folder: Path, rows: list[dict[str, Any]], of_images: list[dict[str, Any]], model: str) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from skipvar.quality.evaluate import markdown
-
-    text = markdown(rows, model)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.md").write_text(text)
-        (folder / "evaluation.json").write_text(json.dumps(rows, indent=1) + "\n")
-        pq.write_table(pa.Table.from_pylist(of_images), folder / "images.parquet")
-    except OSError as error:
-        raise ConfigError(f"--out {folder}: cannot be written ({error.strerror}); give another folder.") from error
-    print(text)
-    try:
-        from skipvar.quality.pareto import draw
-
-        print("plots:", *draw(rows, folder))
-    except ImportError:
-        print("no plot: matplotlib is not installed; pip install 'skipvar[calibrate]'")
-
-
-def _headline(rows: list[dict[str, Any]], arguments: argparse.Namespace, files: dict[str, Any]) -> dict[str, Any]:
-    """The row that the last line tells, with what its policy promises."""
-    wanted = _headline_set([row["set"] for row in rows])
-    name = arguments.headline or next((one.name for one in reversed(files.values())), "base")
-    found = next(row for row in rows if (row["policy"], row["set"]) == (name, wanted))
-    promises = {one.name: getattr(one, "promise", None) for one in files.values()}
-    promise = promises.get(name)
-    return found | {"alpha": promise.alpha if promise else None}

@@ -20,6 +20,7 @@ from skipvar.errors import EXIT_USAGE, SkipvarError, StorageError
 from skipvar.local import build_local_engine
 from skipvar.quality.audit_book import AuditBook
 from skipvar.shards.lease import Lease
+from skipvar.shards.prompts import Plan
 from skipvar.shards.storage import open_storage
 
 logger = logging.getLogger(__name__)
@@ -30,14 +31,22 @@ LAST_RETRY_SECONDS = 5.0
 RELEASE_SECONDS = 10.0
 
 
-def generate(config: RunConfig, stop: StopSignal, engine_factory: EngineFactory = build_local_engine) -> Outcome:
-    """Make what is left of a run. Raises `SkipvarError` for what is found before any work (exit 2)."""
+def generate(
+    config: RunConfig,
+    stop: StopSignal,
+    engine_factory: EngineFactory = build_local_engine,
+    check: Callable[[Plan], None] | None = None,
+) -> Outcome:
+    """Make what is left of a run. Raises `SkipvarError` for what is found before any work (exit 2).
+
+    `check` is shown the plan before anything is written, and may refuse it.
+    """
     if config.max_seconds is not None:
         stop.stop_after(config.max_seconds)
     config = settle(config)
     look_at_output(config)
     with contextlib.closing(StoredLog()) as log, connect(config) as cluster:
-        run = open_run(config, cluster.device, stop.sleep)
+        run = open_run(config, cluster.device, stop.sleep, check)
         log.attach(run.storage, log_name(run.order.session, "driver"))
         with _heartbeat(run.lease, stop):
             metrics = _metrics(config, run)

@@ -150,12 +150,20 @@ def prepare(
     return resolved, plan_input(config, resolved.num_scales, resolved.max_image_pixels, published)
 
 
-def open_run(config: RunConfig, device: Device, sleep: Callable[[float], None] = time.sleep) -> OpenRun:
-    """Resolve and plan, take the output's lease (waiting by `sleep`), begin or resume its run, and list what is left.
+def open_run(
+    config: RunConfig,
+    device: Device,
+    sleep: Callable[[float], None] = time.sleep,
+    check: Callable[[Plan], None] | None = None,
+) -> OpenRun:
+    """Resolve and plan (`check` may refuse the plan), take the output's lease (waiting by `sleep`), begin or resume its
+    run, and list what is left.
 
     Raises `LeaseHeldError` while another run is at work there, `ConfigError` where the run there was made otherwise.
     """
     resolved, plan = prepare(config, device, known_input(config))
+    if check is not None:
+        check(plan)
     parts = fingerprint_parts(config, resolved, plan)
     run_fingerprint = fingerprint(parts)
     storage = open_storage(config.output.path.replace(FINGERPRINT_FIELD, run_fingerprint), config.storage)

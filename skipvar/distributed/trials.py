@@ -11,13 +11,13 @@ from skipvar.distributed.outcome import summary
 from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.resolved import Resolved
 from skipvar.errors import EXIT_ALL_ROWS, EXIT_STOPPED, InputError
-from skipvar.quality.calibrate import DELTA, PROMISES, check_number
-from skipvar.quality.trials import TrialTable, read_trials, what_trials_buy
+from skipvar.quality.trials import read_trials
 from skipvar.shards.ledger import Ledger
 from skipvar.shards.prompts import Plan
 from skipvar.shards.record import fingerprint
 from skipvar.shards.storage import open_storage
 from skipvar.skip.policy import TRIALS
+from skipvar.types import Trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +27,20 @@ class TrialsRun:
     exit_code: int
     output: str
     resolved: Resolved
-    trials: TrialTable | None
+    trials: list[Trial] | None
     """None: the run was stopped, and the same command goes on."""
 
 
-def make_trials_run(config: RunConfig, show: Callable[[str], None], *, is_for_fitting: bool = False) -> TrialsRun:
-    """Make what is left of the trials, as a run like any other. Raises `SkipvarError` for what is found before work."""
-    config = settle(replace(config, policy=TRIALS))
-    if is_for_fitting:
-        _, plan = _prepare(config)
-        check_number(plan.identity.num_requests)
-        show(what_trials_buy(plan.identity.num_rows, min(alpha for _, alpha in PROMISES), DELTA))
+def make_trials_run(
+    config: RunConfig, show: Callable[[str], None], check: Callable[[Plan], None] | None = None
+) -> TrialsRun:
+    """Make what is left of the trials, as a run like any other. Raises `SkipvarError` for what is found before work.
+
+    `check` is shown the plan before anything is written, and may refuse it.
+    """
     stop = StopSignal()
     with stop.listening():
-        outcome = generate(config, stop)
+        outcome = generate(replace(config, policy=TRIALS), stop, check=check)
     show(summary(outcome))
     trials = None
     if outcome.exit_code != EXIT_STOPPED:
@@ -54,7 +54,11 @@ def find_trials_run(config: RunConfig) -> TrialsRun:
     Where `model.device` is `auto` it joins the cluster that `config` names, to ask what it has.
     """
     config = settle(replace(config, policy=TRIALS))
-    resolved, plan = _prepare(config)
+    device = config.model.device
+    if device == "auto":  # what the cluster has, which may not be what this machine has
+        with connect(config) as cluster:
+            device = cluster.device
+    resolved, plan = prepare(config, device)
     output = config.output.path.replace(FINGERPRINT_FIELD, fingerprint(fingerprint_parts(config, resolved, plan)))
     storage = open_storage(output, config.storage)
     ledger = Ledger(storage)
@@ -62,12 +66,3 @@ def find_trials_run(config: RunConfig) -> TrialsRun:
         raise InputError(f"{output}: no finished trials of this configuration; jobs.calibrate makes them.")
     trials = read_trials(storage)
     return TrialsRun(exit_code=EXIT_ALL_ROWS, output=output, resolved=resolved, trials=trials)
-
-
-def _prepare(config: RunConfig) -> tuple[Resolved, Plan]:
-    """What the run resolves to on the cluster's devices, and its input."""
-    device = config.model.device
-    if device == "auto":  # what the cluster has, which may not be what this machine has
-        with connect(config) as cluster:
-            device = cluster.device
-    return prepare(config, device)

@@ -102,11 +102,7 @@ class Runner:
             """As many cells at a time as the images have that are decoded together."""
             return torch.cat([pipeline.decode(part) for part in sums.split(num_together)])
 
-        with torch.inference_mode():
-            features = take_probe(decode, old, new, grid)
-        pairs = zip(features.sobel_change.tolist(), features.fft_high_frequency_ratio.tolist(), strict=True)
-        probes = [Probe(sobel_change=change, fft_high_frequency_ratio=ratio) for change, ratio in pairs]
-        return probes[: len(batch.images)]
+        return take_probe(decode, old, new, grid)[: len(batch.images)]
 
     def latents(self, batch: WorkingBatch, scale: int) -> list[list[float]]:
         """The code sum of each image of a prefix batch at a scale, as a small picture; waits for the device."""

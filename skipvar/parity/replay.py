@@ -100,12 +100,7 @@ class Replayer:
     def probe(self, old: Tensor, new: Tensor, grids: Sequence[Grid]) -> Probe:
         """The probe of two running sums `(dv, h, w)`, at the grid that the reference takes."""
         grid = latent_grid(grids[PROBE_GRID_INDEX], self.pipeline.config.transformer.spatial_patchify)
-        with torch.inference_mode():
-            features = take_probe(self.pipeline.decode, old[None], new[None], grid)
-        return Probe(
-            sobel_change=features.sobel_change.item(),
-            fft_high_frequency_ratio=features.fft_high_frequency_ratio.item(),
-        )
+        return take_probe(self.pipeline.decode, old[None], new[None], grid)[0]
 
     def intermediates(self, run: GoldenRun, forced: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """What the modules of a guided run take and give, under the golden names; the run is made anew."""

@@ -11,6 +11,7 @@ from skipvar.config import RunConfig
 from skipvar.engine.resolved import Resolved, resolve
 from skipvar.model import allocator
 from skipvar.shards.cache import StoredFiles
+from skipvar.shards.prompts import plan_input, read_unit
 from skipvar.types import Request
 
 if TYPE_CHECKING:
@@ -19,42 +20,58 @@ if TYPE_CHECKING:
 
 Build = Callable[[RunConfig, Resolved, "Pipeline | None"], "Engine"]
 """As `skipvar.local.build_local_engine`."""
-ONE, FULL = "one", "full"
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds an image, the median over the rounds."""
+    """Of one policy; seconds an image are the median over the rounds."""
 
-    one: float
+    seconds_one: float
     """At a batch of 1."""
-    full: float
+    seconds: float
     """In the configuration's batches."""
+    speedup_one: float
+    """How many times faster than `base`, at a batch of 1."""
+    speedup: float
+
+
+def spread_requests(config: RunConfig, num_scales: int, count: int) -> list[Request]:
+    """Some of the input's requests, spread over all of it: what the clock runs on."""
+    plan = plan_input(config, num_scales)
+    items = (item for unit in range(plan.num_units) for item in read_unit(plan.unit(unit), plan.spec))
+    found = [item for item in items if isinstance(item, Request)]
+    return found[:: max(1, len(found) // count)][:count]
 
 
 def measure_speeds(
     config: RunConfig, policies: Mapping[str, str], requests: Sequence[Request], num_rounds: int, build: Build
 ) -> dict[str, Speed]:
-    """By the names of `policies` (name to what `config.policy` takes). All are timed in every round, one after the
-    other, so that a busy moment of the machine strikes them alike; what is set up once is not timed. There is one
-    engine at a time: on a GPU each plans with all the memory that the model leaves.
+    """By the names of `policies` (name to what `config.policy` takes), `base` among them.
+
+    All are timed in every round, one after the other, so that a busy moment of the machine strikes them alike; what is
+    set up once is not timed. There is one engine at a time: on a GPU each plans with all the memory that the model
+    leaves.
     """
     files = StoredFiles(config.storage)
     resolved = {name: resolve(replace(config, policy=policy), files) for name, policy in policies.items()}
     model: Pipeline | None = None  # loaded by the first engine, for all
-    seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    one, full = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     for _ in range(num_rounds):
         for name, policy in policies.items():
-            for kind, batch_size in ((ONE, 1), (FULL, resolved[name].batch_size)):
-                of_kind = replace(resolved[name], batch_size=batch_size)
-                engine = build(replace(config, policy=policy), of_kind, model)
+            for seconds, batch_size in ((one, 1), (full, resolved[name].batch_size)):
+                of_size = replace(resolved[name], batch_size=batch_size)
+                engine = build(replace(config, policy=policy), of_size, model)
                 model = engine.pipeline
                 _run(engine, requests[:1])
-                seconds[name, kind].append(_run(engine, requests))
+                seconds[name].append(_run(engine, requests) / len(requests))
                 del engine
                 allocator.give_back()
-    found = {key: statistics.median(values) / len(requests) for key, values in seconds.items()}
-    return {name: Speed(one=found[name, ONE], full=found[name, FULL]) for name in policies}
+    medians = {name: (statistics.median(one[name]), statistics.median(full[name])) for name in policies}
+    base_one, base_full = medians["base"]
+    return {
+        name: Speed(alone, batched, round(base_one / alone, 3), round(base_full / batched, 3))
+        for name, (alone, batched) in medians.items()
+    }
 
 
 def _run(engine: "Engine", requests: Sequence[Request]) -> float:

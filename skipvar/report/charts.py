@@ -2,18 +2,18 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from skipvar.report.gather import Stretch
-from skipvar.report.points import Point
+from skipvar.report.gather import Point, Stretch
 
 PHASES = ("text", "prefix", "probe", "suffix", "decode")
 """Of the engine's work, in their order."""
 _MAX_TIME_BINS = 48
 _SCORE_BINS = 24
+_GAP = 0.6
 _IDLE_SECONDS = 60.0
 """Where nothing was made for longer, the time axis has a cut."""
 
@@ -45,10 +45,8 @@ class Chart:
     """Marks over two axes; sizes in units of the view box."""
 
     marks: Sequence[Mark]
-    x_ticks: Sequence[Tick]
-    y_ticks: Sequence[Tick]
-    x_name: str
-    y_name: str
+    x: "Axis"
+    y: "Axis"
     told: str
     """For who cannot see it."""
     cuts: Sequence[float] = ()
@@ -57,48 +55,74 @@ class Chart:
     """A labelled vertical line."""
     legend: Sequence[tuple[str, str]] = ()
     """CSS class and name of what the colours stand for."""
-    width: int = 440
-    height: int = 250
-    left: int = 46
-    right: int = 428
-    top: int = 26
-    bottom: int = 206
+
+    width, height = 440, 250
+    left, right, top, bottom = 46, 428, 26, 206
+    """Of the area within the axes."""
 
 
-_FRAME = Chart(marks=(), x_ticks=(), y_ticks=(), x_name="", y_name="", told="")
+class Axis:
+    """From values to places in the view box, with about five round ticks; a vertical one grows upwards."""
 
-
-@dataclass
-class _Axis:
-    """From values to places in the view box, with round ticks."""
-
-    low: float
-    high: float
-    first: float
-    last: float
-    ticks: list[Tick] = field(default_factory=list)
+    def __init__(
+        self,
+        name: str,
+        values: Sequence[float],
+        *,
+        is_vertical: bool = False,
+        pad: float = 0.03,
+        are_whole: bool = False,
+    ) -> None:
+        self.name = name
+        low, high = min(values), max(values)
+        if high <= low:
+            low, high = low - 0.5, high + 0.5
+        low, high = low - pad * (high - low), high + pad * (high - low)
+        if is_vertical and pad == 0.0:
+            high *= 1.04
+        self._low, self._high = low, high
+        self._first, self._last = (Chart.bottom, Chart.top) if is_vertical else (Chart.left, Chart.right)
+        step = _round_step((high - low) / 4)
+        step = max(1.0, round(step)) if are_whole else step
+        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        places = [step * count for count in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+        self.ticks = [Tick(self.place(value), f"{value + 0.0:,.{decimals}f}") for value in places]
 
     def place(self, value: float) -> float:
-        return self.first + (value - self.low) / (self.high - self.low) * (self.last - self.first)
+        return self._first + (value - self._low) / (self._high - self._low) * (self._last - self._first)
+
+
+def _round_step(rough: float) -> float:
+    """1, 2 or 5 times a power of ten, not far from `rough`."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * 0.7) * power
+
+
+def _bar(x: Axis, y: Axis, span: tuple[float, float], part: tuple[float, float], style: str, label: str) -> Mark:
+    """From one value of `x` to another, and of `y`; a little apart from its neighbours."""
+    left, right, bottom, top = x.place(span[0]), x.place(span[1]), y.place(part[0]), y.place(part[1])
+    return Mark(left + _GAP / 2, top, right - left - _GAP, bottom - top, style, label)
 
 
 def scatter(points: Sequence[Point], styles: Mapping[str, str]) -> Chart | None:
     """What a sample of images was decided by, coloured by strategy; None of fewer than two."""
     if len(points) < 2:
         return None
-    x, y = _axis([point.x for point in points]), _axis([point.y for point in points], is_vertical=True)
+    is_chance = points[0].is_chance
+    names = ("change of edges (Sobel)", "share of high frequencies (FFT)")
+    if is_chance:
+        names = ("chance that skip_1 keeps the floor", "chance that skip_3 keeps it")
+    x = Axis(names[0], [point.x for point in points])
+    y = Axis(names[1], [point.y for point in points], is_vertical=True)
     marks = [
         Mark(x.place(p.x), y.place(p.y), style=styles[p.strategy], label=f"{p.strategy}: {p.x:.3g}, {p.y:.3g}")
         for p in points
     ]
     shown = Counter(point.strategy for point in points)
-    is_chance = points[0].is_chance
     return Chart(
         marks=marks,
-        x_ticks=x.ticks,
-        y_ticks=y.ticks,
-        x_name="chance that skip_1 keeps the floor" if is_chance else "change of edges (Sobel)",
-        y_name="chance that skip_3 keeps it" if is_chance else "share of high frequencies (FFT)",
+        x=x,
+        y=y,
         told=f"Scatter of {'two chances' if is_chance else 'the two numbers of the probe'} for {len(points)} images, "
         "coloured by strategy.",
         legend=[(styles[name], name) for name in styles if shown[name]],
@@ -112,10 +136,10 @@ def histogram(scores: np.ndarray, floor: float | None) -> Chart | None:
     low = max(-1.0, min(float(scores.min()), 0.9 if floor is None else floor) - 0.01)
     edges = np.linspace(low, 1.0, _SCORE_BINS + 1)
     bins, _ = np.histogram(np.clip(scores, low, 1.0), edges)
-    x = _axis([low, 1.0], pad=0.0)
-    y = _axis([0.0, float(bins.max())], is_vertical=True, pad=0.0, are_whole=True)
+    x = Axis("SSIM to base (1: the same picture)", [low, 1.0], pad=0.0)
+    y = Axis("audited images", [0.0, float(bins.max())], is_vertical=True, pad=0.0, are_whole=True)
     marks = [
-        Mark(x.place(left) + 0.5, y.place(count), x.place(right) - x.place(left) - 1, y.first - y.place(count),
+        _bar(x, y, (left, right), (0.0, count),
              "under" if floor is not None and right <= floor + (right - left) / 2 else "accent",
              f"{count:,} images from {left:.3f} to {right:.3f}")
         for count, left, right in zip(bins.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
@@ -124,10 +148,8 @@ def histogram(scores: np.ndarray, floor: float | None) -> Chart | None:
     under = "" if floor is None else f", {int((scores < floor).sum())} of them under {floor:g}"
     return Chart(
         marks=marks,
-        x_ticks=x.ticks,
-        y_ticks=y.ticks,
-        x_name="SSIM to base (1: the same picture)",
-        y_name="audited images",
+        x=x,
+        y=y,
         told=f"Histogram of the SSIM of {scores.size:,} audited images{under}, from {scores.min():.3f} to "
         f"{scores.max():.3f}.",
         line=None if floor is None else Tick(x.place(floor), f"floor {floor:g}"),
@@ -138,8 +160,8 @@ def histogram(scores: np.ndarray, floor: float | None) -> Chart | None:
 class WorkTime:
     """Stretches on one clock that stands still while nothing is made."""
 
-    spans: Sequence[tuple[float, float]]
-    """Begin and end of each stretch, in seconds at work."""
+    stretches: Sequence[Stretch]
+    """By their start; in seconds at work."""
     cuts: Sequence[float]
     """When the clock stood still."""
     seconds: float
@@ -147,20 +169,16 @@ class WorkTime:
 
 def work_time(stretches: Sequence[Stretch]) -> WorkTime:
     """Leaves out what a stopped run was not at work."""
-    spans: list[tuple[float, float]] = []
+    moved: list[Stretch] = []
     cuts: list[float] = []
-    ordered = sorted(range(len(stretches)), key=lambda place: stretches[place].start)
-    shift = end = stretches[ordered[0]].start if stretches else 0.0
-    moved: dict[int, tuple[float, float]] = {}
-    for place in ordered:
-        stretch = stretches[place]
+    shift = end = min((stretch.start for stretch in stretches), default=0.0)
+    for stretch in sorted(stretches, key=lambda stretch: stretch.start):
         if stretch.start - end > _IDLE_SECONDS:
             cuts.append(end - shift)
             shift += stretch.start - end
-        moved[place] = (stretch.start - shift, stretch.end - shift)
+        moved.append(replace(stretch, start=stretch.start - shift, end=stretch.end - shift))
         end = max(end, stretch.end)
-    spans = [moved[place] for place in range(len(stretches))]
-    return WorkTime(spans, cuts, end - shift)
+    return WorkTime(moved, cuts, end - shift)
 
 
 def throughput(stretches: Sequence[Stretch]) -> Chart | None:
@@ -169,90 +187,50 @@ def throughput(stretches: Sequence[Stretch]) -> Chart | None:
     if clock.seconds < 2:
         return None
     num_bins = min(_MAX_TIME_BINS, max(4, int(clock.seconds / 2)))
-    width = clock.seconds / num_bins
-    images = np.zeros(num_bins)
+    edges = np.linspace(0.0, clock.seconds, num_bins + 1)
     names = [name for name in PHASES if any(stretch.phase_seconds.get(name) for stretch in stretches)] or ["all"]
-    work = np.zeros((len(names), num_bins))
-    for stretch, span in zip(stretches, clock.spans, strict=True):
-        share = _spread(span, width, num_bins)
-        images += stretch.images * share
-        seconds = np.array([stretch.phase_seconds.get(name, 0.0) for name in names])
-        work += np.outer(seconds if seconds.sum() else np.ones(len(names)), share)
-    rates = images / width
+    shares = np.array([_spread(stretch, edges) for stretch in clock.stretches])
+    work = np.array([_work(stretch, names) for stretch in clock.stretches]).T @ shares
+    rates = np.array([stretch.images for stretch in clock.stretches]) @ shares / (clock.seconds / num_bins)
     parts = rates * work / np.maximum(work.sum(axis=0), 1e-12)
+    tops = parts.cumsum(axis=0)
     unit, unit_seconds = _time_unit(clock.seconds)
-    x = _axis([0.0, clock.seconds / unit_seconds], pad=0.0)
-    y = _axis([0.0, float(rates.max())], is_vertical=True, pad=0.0)
-    marks = []
-    for at in range(num_bins):
-        left, right = (x.place(edge * width / unit_seconds) for edge in (at, at + 1))
-        reached = 0.0
-        for name, part in zip(names, parts[:, at].tolist(), strict=True):
-            top, low = y.place(reached + part), y.place(reached)
-            reached += part
-            if part > 0:
-                label = f"{name}: {100 * part / rates[at]:.0f}% of {rates[at]:.2g} images/s"
-                marks.append(Mark(left + 0.3, top, right - left - 0.6, low - top, f"phase-{name}", label))
-    total = work.sum(axis=1) / work.sum()
-    mix = ", ".join(f"{name} {100 * share:.0f}%" for name, share in zip(names, total.tolist(), strict=True))
-    mean = images.sum() / clock.seconds
+    x = Axis(f"{unit} at work", [0.0, clock.seconds / unit_seconds], pad=0.0)
+    y = Axis("images per second", [0.0, float(rates.max())], is_vertical=True, pad=0.0)
+    places = (edges / unit_seconds).tolist()
+    marks = [
+        _bar(x, y, (places[at], places[at + 1]), (tops[row, at] - parts[row, at], tops[row, at]), f"phase-{name}",
+             f"{name}: {100 * parts[row, at] / rates[at]:.0f}% of {rates[at]:.2g} images/s")
+        for at in range(num_bins)
+        for row, name in enumerate(names)
+        if parts[row, at] > 0
+    ]  # fmt: skip
+    mix = [f"{name} {100 * share:.0f}%" for name, share in zip(names, work.sum(axis=1) / work.sum(), strict=True)]
+    told = f"{rates.mean():.2g} images per second over {clock.seconds / unit_seconds:.3g} {unit}."
     return Chart(
         marks=marks,
-        x_ticks=x.ticks,
-        y_ticks=y.ticks,
-        x_name=f"{unit} at work",
-        y_name="images per second",
-        told=f"{mean:.2g} images per second over {clock.seconds / unit_seconds:.3g} {unit}. Device time: {mix}.",
+        x=x,
+        y=y,
+        told=f"{told} Device time: {', '.join(mix)}.",
         cuts=[x.place(cut / unit_seconds) for cut in clock.cuts],
-        legend=[
-            (f"phase-{name}", f"{name} {100 * share:.0f}%") for name, share in zip(names, total.tolist(), strict=True)
-        ],
+        legend=[(f"phase-{name}", said) for name, said in zip(names, mix, strict=True)],
     )
 
 
-def _spread(span: tuple[float, float], width: float, num_bins: int) -> np.ndarray:
-    """`(num_bins,)`: the share of a span that lies in each bin; they sum to one."""
-    start, end = span
-    if end - start < width / 100:
-        share = np.zeros(num_bins)
-        share[min(num_bins - 1, int(start / width))] = 1.0
-        return share
-    edges = np.clip(np.arange(num_bins + 1) * width, start, end)
-    overlap = np.diff(edges)
-    return overlap / overlap.sum()
+def _work(stretch: Stretch, names: Sequence[str]) -> list[float]:
+    """Seconds by phase; equal shares where none were told."""
+    seconds = [stretch.phase_seconds.get(name, 0.0) for name in names]
+    return seconds if any(seconds) else [1.0] * len(names)
+
+
+def _spread(stretch: Stretch, edges: np.ndarray) -> np.ndarray:
+    """`(bins,)`: the share of a stretch that lies in each bin; they sum to one, those of a moment too."""
+    length = max(stretch.end - stretch.start, (edges[1] - edges[0]) / 100)
+    start = min(stretch.start, edges[-1] - length)
+    return np.diff(np.clip((edges - start) / length, 0.0, 1.0))
 
 
 def _time_unit(seconds: float) -> tuple[str, float]:
     if seconds < 180:
         return "seconds", 1.0
     return ("minutes", 60.0) if seconds < 3 * 3600 else ("hours", 3600.0)
-
-
-def _axis(values: Sequence[float], *, is_vertical: bool = False, pad: float = 0.03, are_whole: bool = False) -> _Axis:
-    """An axis that holds all values, with about five round ticks; a vertical one grows upwards."""
-    low, high = min(values), max(values)
-    if high <= low:
-        low, high = low - 0.5, high + 0.5
-    low, high = low - pad * (high - low), high + pad * (high - low)
-    if is_vertical and pad == 0.0:
-        high *= 1.04
-    ends = (_FRAME.bottom, _FRAME.top) if is_vertical else (_FRAME.left, _FRAME.right)
-    axis = _Axis(low, high, *ends)
-    step = _round_step((high - low) / 4)
-    step = max(1.0, round(step)) if are_whole else step
-    show = _label(step)
-    first = math.ceil(low / step - 1e-9)
-    count = int((high - first * step) / step + 1e-9) + 1
-    axis.ticks = [Tick(axis.place((first + n) * step), show((first + n) * step)) for n in range(count)]
-    return axis
-
-
-def _round_step(rough: float) -> float:
-    """1, 2 or 5 times a power of ten, not far from `rough`."""
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor for factor in (1, 2, 5, 10) if factor * power >= rough * 0.7) * power
-
-
-def _label(step: float) -> Callable[[float], str]:
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    return lambda value: f"{value + 0.0:,.{decimals}f}"

@@ -8,9 +8,9 @@ import heapq
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,20 +21,37 @@ from PIL import Image
 
 from skipvar.errors import NotFoundError, StorageError
 from skipvar.quality.audit import AuditResult, summarize
-from skipvar.report.points import POINT_COLUMNS, Point, read_points
-from skipvar.report.sheet import Picture
+from skipvar.report.sheet import Picture, first_pictures
 from skipvar.shards.ledger import RUN_FILE, Ledger
 from skipvar.shards.pairs import AuditPair, pairs_name, read_pairs, small, worst
 from skipvar.shards.record import RunRecord
 from skipvar.shards.storage import Storage
 from skipvar.shards.unitfile import UnitFooter, data_files, open_unit, readable
+from skipvar.skip.policy import Promise
 
 MAX_PICTURES = 96
 MAX_PAIRS_SHOWN = 24
 MAX_POINTS = 1500
 _THREADS = 8
-_STREAM_BYTES = 1 << 16
-_COLUMNS = [*POINT_COLUMNS, "strategy", "cost_share", "engine_seconds", "audit_ssim", "created_at"]
+_PROBE = ("probe_sobel_change", "probe_fft_high_frequency_ratio")
+_CHANCES = ("skip_1", "skip_3")
+_COLUMNS = [
+    *_PROBE,
+    *(f"strategy_scores.{name}" for name in _CHANCES),
+    *("strategy", "cost_share", "engine_seconds", "audit_ssim", "created_at"),
+]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one image's strategy was chosen from."""
+
+    x: float
+    """Sobel change; where no probe was decoded, the chance of `skip_1` to keep the floor."""
+    y: float
+    """FFT high-frequency ratio; else the chance of `skip_3`."""
+    strategy: str
+    is_chance: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,53 +77,81 @@ class UnitFacts:
     """By strategy, summed."""
     engine_seconds: float
     points: Sequence[Point]
+    """Of its first images."""
     scores: np.ndarray
-    """`(audited images,)` float64."""
+    """`(audited images,)` float64: their SSIM."""
     stretch: Stretch | None
     """None of a file without rows."""
     audit_seconds: Mapping[str, float]
     """As in `UnitFooter`."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class RunFacts:
     """All that the page shows. Its size does not grow with the number of rows, but for the audited scores (eight bytes
     each) and a few numbers a unit."""
 
     uri: str
     record: RunRecord
-    num_images: int = 0
-    strategies: Counter[str] = field(default_factory=Counter)
-    cost_shares: Counter[str] = field(default_factory=Counter)
-    """By strategy, summed."""
-    engine_seconds: float = 0.0
-    points: list[Point] = field(default_factory=list)
-    """A sample of the images."""
-    scores: np.ndarray = field(default_factory=lambda: np.empty(0))
-    """SSIM of the audited images."""
-    stretches: list[Stretch] = field(default_factory=list)
-    audit_seconds: Counter[str] = field(default_factory=Counter)
-    """The engine's time for the audited images: `made` as decided, and `base`."""
-    errors: Counter[str] = field(default_factory=Counter)
+    units: Sequence[UnitFacts]
+    errors: Counter[str]
     """By class."""
-    error_examples: dict[str, str] = field(default_factory=dict)
+    error_examples: Mapping[str, str]
     """A message of each class."""
-    pictures: list[Picture] = field(default_factory=list)
+    pictures: Sequence[Picture]
     """Small ones, from all over the run."""
-    pairs: list[AuditPair] = field(default_factory=list)
+    pairs: Sequence[AuditPair]
     """The audited images least like `base`, the worst first."""
 
+    @cached_property
+    def num_images(self) -> int:
+        return sum(unit.images for unit in self.units)
+
+    @cached_property
+    def strategies(self) -> Counter[str]:
+        """Images of each."""
+        return _total(unit.strategies for unit in self.units)
+
+    @cached_property
+    def cost_shares(self) -> Counter[str]:
+        """By strategy, summed over its images."""
+        return _total(unit.cost_shares for unit in self.units)
+
+    @cached_property
+    def audit_seconds(self) -> Counter[str]:
+        """The engine's time for the audited images: `made` as decided, and `base`."""
+        return _total(unit.audit_seconds for unit in self.units)
+
     @property
-    def promise(self) -> Mapping[str, Any] | None:
-        """What audits watch over: `floor`, `alpha`, `delta`."""
-        said = self.record.part("counts", "audit_state", "promise")
-        return said or self.record.part("resolved", "promise") or None
+    def engine_seconds(self) -> float:
+        return sum(unit.engine_seconds for unit in self.units)
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """Of a sample of the images."""
+        found = [point for unit in self.units for point in unit.points]
+        return found[:: max(1, len(found) // MAX_POINTS)][:MAX_POINTS]
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """SSIM of the audited images."""
+        return np.concatenate([np.empty(0), *(unit.scores for unit in self.units)])
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        return [unit.stretch for unit in self.units if unit.stretch is not None]
+
+    @property
+    def promise(self) -> Promise | None:
+        """What audits watch over."""
+        said = self.record.part("counts", "audit_state", "promise") or self.record.part("resolved", "promise")
+        return Promise(**said) if said else None
 
     @cached_property
     def audit(self) -> AuditResult:
         """Of the audited images; its floor is the promise's, else the configuration's `audit.min_ssim`."""
         asked = self.record.part("config", "audit").get("min_ssim")
-        return summarize(self.scores, (self.promise or {}).get("floor", asked))
+        return summarize(self.scores, self.promise.floor if self.promise else asked)
 
     @property
     def saved(self) -> float:
@@ -133,22 +178,28 @@ def gather(storage: Storage, ending: Mapping[str, Any] | None = None) -> RunFact
     record = ledger.read_run()
     if record is None:
         raise StorageError(f"{storage.uri} holds no run ({RUN_FILE} is missing); give the output of one.")
-    facts = RunFacts(uri=storage.uri, record=replace(record, **(ending or {})))
     names = [name for _, name in data_files(storage)]
-    points_each = max(1, math.ceil(MAX_POINTS / max(1, len(names))))
-    scores, lowest = [facts.scores], list[tuple[float, str]]()
+    points_each = math.ceil(MAX_POINTS / max(1, len(names)))
     with ThreadPoolExecutor(_THREADS) as pool:
-        for unit in pool.map(lambda name: _read_unit(storage, name, points_each), names):
-            _add_unit(facts, unit)
-            scores.append(unit.scores)
-            if unit.scores.size:
-                lowest.append((float(unit.scores.min()), unit.name))
-        facts.scores = np.concatenate(scores)
-        facts.points = facts.points[:: max(1, len(facts.points) // MAX_POINTS)][:MAX_POINTS]
-        facts.pictures = _pictures(storage, names, pool)
-    facts.pairs = _pairs(storage, [name for _, name in heapq.nsmallest(MAX_PAIRS_SHOWN, lowest)])
-    _add_errors(facts, ledger)
-    return facts
+        units = list(pool.map(lambda name: _read_unit(storage, name, points_each), names))
+        pictures = _pictures(storage, names, pool)
+    errors, examples = _errors(ledger)
+    return RunFacts(
+        uri=storage.uri,
+        record=replace(record, **(ending or {})),
+        units=units,
+        errors=errors,
+        error_examples=examples,
+        pictures=pictures,
+        pairs=_pairs(storage, units),
+    )
+
+
+def _total(parts: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return total
 
 
 def _read_unit(storage: Storage, name: str, num_points: int) -> UnitFacts:
@@ -178,14 +229,16 @@ def _stretch(table: pa.Table, phase_seconds: Mapping[str, float]) -> Stretch | N
     return Stretch(start=start, end=end, images=table.num_rows, phase_seconds=phase_seconds)
 
 
-def _add_unit(facts: RunFacts, unit: UnitFacts) -> None:
-    facts.num_images += unit.images
-    facts.strategies.update(unit.strategies)
-    facts.cost_shares.update(unit.cost_shares)
-    facts.engine_seconds += unit.engine_seconds
-    facts.points += unit.points
-    facts.stretches += [] if unit.stretch is None else [unit.stretch]
-    facts.audit_seconds.update(unit.audit_seconds)
+def read_points(table: pa.Table) -> list[Point]:
+    """Of the images whose strategy was chosen by numbers."""
+    columns = ["strategy_scores", *_PROBE, "strategy"]
+    found = []
+    for scores, *probe, strategy in zip(*(table[name].to_pylist() for name in columns), strict=True):
+        is_chance = probe[0] is None
+        x, y = [(scores or {}).get(name) for name in _CHANCES] if is_chance else probe
+        if x is not None and y is not None and math.isfinite(x + y):
+            found.append(Point(x, y, strategy, is_chance))
+    return found
 
 
 def _pictures(storage: Storage, names: Sequence[str], pool: ThreadPoolExecutor) -> list[Picture]:
@@ -194,27 +247,25 @@ def _pictures(storage: Storage, names: Sequence[str], pool: ThreadPoolExecutor) 
         return []
     chosen = names[:: max(1, len(names) // MAX_PICTURES)][:MAX_PICTURES]
     each = math.ceil(MAX_PICTURES / len(chosen))
-    found = pool.map(lambda name: _first_pictures(storage, name, each), chosen)
+    found = pool.map(lambda name: _small_pictures(storage, name, each), chosen)
     return [picture for of_unit in found for picture in of_unit][:MAX_PICTURES]
 
 
-def _first_pictures(storage: Storage, name: str, count: int) -> list[Picture]:
-    """The first pictures of a unit: the file's column of images is streamed, and left where they end."""
-    columns = ["image", "prompt", "strategy"]
-    with open_unit(storage, name, buffer_size=_STREAM_BYTES) as parquet:
-        batch = next(parquet.iter_batches(batch_size=count, columns=columns, use_threads=False), None)
-        return [_small_picture(row) for row in (batch.to_pylist() if batch is not None else [])]
+def _small_pictures(storage: Storage, name: str, count: int) -> list[Picture]:
+    """Of a unit, its first ones."""
+    found = []
+    with readable(f"{storage.uri}/{name}"):
+        for picture in first_pictures(storage, name, count):
+            with Image.open(io.BytesIO(picture.image)) as opened:
+                found.append(replace(picture, image=small(opened)))
+    return found
 
 
-def _small_picture(row: Mapping[str, Any]) -> Picture:
-    with Image.open(io.BytesIO(row["image"]["bytes"])) as opened:
-        return Picture(small(opened), row["prompt"], row["strategy"])
-
-
-def _pairs(storage: Storage, names: Sequence[str]) -> list[AuditPair]:
+def _pairs(storage: Storage, units: Sequence[UnitFacts]) -> list[AuditPair]:
     """The worst pairs lie in the units with the lowest scores."""
+    lowest = [(float(unit.scores.min()), unit.name) for unit in units if unit.scores.size]
     found: list[AuditPair] = []
-    for name in names:
+    for _, name in heapq.nsmallest(MAX_PAIRS_SHOWN, lowest):
         try:
             with readable(f"{storage.uri}/{pairs_name(name)}"):
                 found += read_pairs(storage, pairs_name(name))
@@ -223,9 +274,11 @@ def _pairs(storage: Storage, names: Sequence[str]) -> list[AuditPair]:
     return worst(found, MAX_PAIRS_SHOWN)
 
 
-def _add_errors(facts: RunFacts, ledger: Ledger) -> None:
-    """The error rows that count, by class."""
+def _errors(ledger: Ledger) -> tuple[Counter[str], dict[str, str]]:
+    """The error rows that count, by class, and a message of each."""
+    errors, examples = Counter[str](), dict[str, str]()
     for failed in ledger.failed_requests():
         for row in failed.rows.values():
-            facts.errors[row["error_class"]] += 1
-            facts.error_examples.setdefault(row["error_class"], row["message"])
+            errors[row["error_class"]] += 1
+            examples.setdefault(row["error_class"], row["message"])
+    return errors, examples

@@ -4,19 +4,19 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 from PIL import Image
 
+from skipvar.errors import StorageError
 from skipvar.quality.audit_book import AuditAlarm
 from skipvar.report.charts import histogram, scatter, throughput, work_time
 from skipvar.report.gather import RunFacts, gather
+from skipvar.shards.ledger import RUN_FILE
 from skipvar.shards.storage import Storage
-from skipvar.skip.policy import Promise
 
 REPORT = "report.html"
 NUM_HUES = 10
@@ -33,21 +33,16 @@ class Tile:
     is_bad: bool = False
 
 
-@dataclass(frozen=True)
-class Fill:
-    """How full batches of one kind were."""
-
-    kind: str
-    batches: int
-    images: int
-    fill: float
-    """Of full batches, in [0, 1]."""
-
-
 def write_report(storage: Storage, ending: Mapping[str, Any] | None = None) -> RunFacts:
     """Put the report beside the dataset; returns what it tells. `ending`: as in `gather`. Raises `StorageError`."""
     facts = gather(storage, ending)
-    storage.replace(REPORT, render(facts).encode(errors="replace"))  # a damaged record may hold half a character
+    try:
+        page = render(facts)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, jinja2.UndefinedError) as error:
+        raise StorageError(
+            f"{storage.uri}/{RUN_FILE} is damaged: what it tells of the run cannot be shown ({error})."
+        ) from error
+    storage.replace(REPORT, page.encode(errors="replace"))  # a damaged record may hold half a character
     return facts
 
 
@@ -60,9 +55,7 @@ def render(facts: RunFacts) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(uri=_uri, size=_size)
-    assert environment.loader is not None
-    script, style = (environment.loader.get_source(environment, f"report.{kind}")[0] for kind in ("js", "css"))
+    environment.filters.update(uri=_uri, size=_size, sha256=_sha256)
     record, styles = facts.record, _styles(facts.strategy_names)
     return environment.get_template("report.html").render(
         facts=facts,
@@ -72,23 +65,23 @@ def render(facts: RunFacts) -> str:
         alarm=_alarm(facts),
         tiles=_tiles(facts),
         styles=styles,
-        mix=[(name, facts.strategies[name], facts.strategies[name] / facts.num_images,
-              facts.cost_shares[name] / facts.strategies[name]) for name in styles],
         scatter=scatter(facts.points, styles),
         histogram=histogram(facts.scores, facts.audit.floor),
         throughput=throughput(facts.stretches),
         fills=_fills(record.part("counts", "engine")),
-        settings=_flat(record.config),
+        settings=list(_flat(record.config)),
         identity=_flat({name: getattr(record, name) for name in ("fingerprint", "parts", "versions", "created_at")}),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=Markup(style),
-    )  # fmt: skip
+    )
 
 
 def _uri(file: bytes) -> str:
     """A WebP file as a `data:` URI."""
     return "data:image/webp;base64," + base64.b64encode(file).decode()
+
+
+def _sha256(text: str) -> str:
+    """As a content security policy names a script."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _size(file: bytes) -> tuple[int, int]:
@@ -122,7 +115,7 @@ def _verdict(facts: RunFacts) -> str:
     if audit.floor is None:
         return f"{said}the mean similarity (SSIM) is {audit.mean_ssim:.3f}."
     said += f"{audit.misses:,} ({100 * audit.share:.1f}%) fell under the similarity floor of {audit.floor:g}"
-    return f"{said}; at most {100 * promise['alpha']:g}% were promised." if promise else f"{said}."
+    return f"{said}; at most {100 * promise.alpha:g}% were promised." if promise else f"{said}."
 
 
 def _unmeasured(facts: RunFacts) -> str:
@@ -132,10 +125,10 @@ def _unmeasured(facts: RunFacts) -> str:
 
 
 def _alarm(facts: RunFacts) -> str | None:
-    state = facts.record.part("counts", "audit_state")
-    if not state.get("alarm"):
+    alarm = facts.record.part("counts", "audit_state", "alarm")
+    if not alarm or facts.promise is None:
         return None
-    return AuditAlarm(**state["alarm"]).text(Promise(**state["promise"])) + f", at {state['alarm']['raised_at']}."
+    return f"{AuditAlarm(**alarm).text(facts.promise)}, at {alarm['raised_at']}."
 
 
 def _tiles(facts: RunFacts) -> list[Tile]:
@@ -152,7 +145,7 @@ def _tiles(facts: RunFacts) -> list[Tile]:
         tiles.append(Tile(f"{audit.mean_ssim:.3f}", "mean SSIM to base", f"95%: {ends}; {audit.images:,} audited"))
         if audit.floor is not None:
             ends = " to ".join(f"{100 * end:.1f}" for end in audit.interval)
-            is_bad = facts.promise is not None and audit.interval[0] > facts.promise["alpha"]
+            is_bad = facts.promise is not None and audit.interval[0] > facts.promise.alpha
             tiles.append(Tile(f"{100 * audit.share:.1f}%", f"under {audit.floor:g}", f"95%: {ends}%", is_bad))
     else:
         tiles.append(Tile("–", "similarity", f"not measured: {_unmeasured(facts)}"))
@@ -180,30 +173,18 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
-def _fills(engine: Mapping[str, Any]) -> list[Fill]:
-    """Of the engine's statistics in `_run.json`."""
-    kinds = {
-        "prefix": engine.get("prefix") or {},
-        **{f"suffix {name}": count for name, count in (engine.get("suffix") or {}).items()},
-        **{f"whole {name}": count for name, count in (engine.get("whole") or {}).items()},
-    }
-    return [
-        Fill(kind, count["batches"], count["images"], count["fill"])
-        for kind, count in kinds.items()
-        if count.get("batches")
-    ]
+def _fills(engine: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The batches of each kind, as the engine's statistics in `_run.json` tell them: `batches`, `images`, `fill`."""
+    kinds = {"prefix": engine.get("prefix") or {}}
+    for kind in ("suffix", "whole"):
+        kinds |= {f"{kind} {name}": batches for name, batches in (engine.get(kind) or {}).items()}
+    return {kind: batches for kind, batches in kinds.items() if batches.get("batches")}
 
 
-def _flat(tree: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Keys with dots, and values."""
-    flat: list[tuple[str, str]] = []
-
-    def walk(value: Any, key: str) -> None:
-        if isinstance(value, dict) and (value or not key):
-            for inner, below in value.items():
-                walk(below, f"{key}.{inner}" if key else str(inner))
-        else:
-            flat.append((key, value if isinstance(value, str) else json.dumps(value, default=str)))
-
-    walk(dict(tree), "")
-    return flat
+    if isinstance(value, Mapping) and (value or not key):
+        for inner, below in value.items():
+            yield from _flat(below, f"{key}.{inner}" if key else str(inner))
+    else:
+        yield key, value if isinstance(value, str) else json.dumps(value, default=str)

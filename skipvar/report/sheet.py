@@ -1,15 +1,15 @@
 """The contact sheet of a dataset: its first images, each with its prompt and strategy beneath."""
 
 import io
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from skipvar.shards.storage import Storage
-from skipvar.shards.unitfile import data_files
+from skipvar.shards.unitfile import data_files, open_unit
 
 SHEET = "preview.png"
 MAX_IMAGES = 64
@@ -21,6 +21,9 @@ PROMPT_LINES = 3
 MAX_SHOWN_CHARACTERS = 400
 """More than three lines can hold: what measuring a text costs grows with its length."""
 MARGIN = 4
+_BATCH_ROWS = 16
+_STREAM_BYTES = 1 << 16
+"""No more pages are read than are shown."""
 BACKGROUND, TEXT_COLOR, STRATEGY_COLOR = (255, 255, 255), (40, 40, 44), (20, 90, 200)
 
 
@@ -34,20 +37,15 @@ class Picture:
     strategy: str
 
 
-def read_pictures(storage: Storage, limit: int = MAX_IMAGES) -> Iterator[Picture]:
-    """The first images of a published dataset, in its order."""
-    for (_, retry), name in data_files(storage):
-        if retry:  # it lies beside its unit
-            continue
-        with storage.open(name) as file:
-            parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16)  # no more pages than are shown
-            columns = ["image", "prompt", "strategy"]
-            for batch in parquet.iter_batches(batch_size=16, columns=columns, use_threads=False):
-                for row in batch.to_pylist():
-                    if limit == 0:
-                        return
-                    limit -= 1
-                    yield Picture(row["image"]["bytes"], row["prompt"], row["strategy"])
+def first_pictures(storage: Storage, name: str, count: int) -> Iterator[Picture]:
+    """The first pictures of a data file: its column of images is streamed, and left where they end."""
+    with open_unit(storage, name, buffer_size=_STREAM_BYTES) as parquet:
+        batches = parquet.iter_batches(
+            batch_size=min(count, _BATCH_ROWS), columns=["image", "prompt", "strategy"], use_threads=False
+        )
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for row in itertools.islice(rows, count):
+            yield Picture(row["image"]["bytes"], row["prompt"], row["strategy"])
 
 
 def draw_sheet(pictures: list[Picture]) -> bytes:
@@ -64,12 +62,13 @@ def draw_sheet(pictures: list[Picture]) -> bytes:
     return file.getvalue()
 
 
-def write_sheet(storage: Storage) -> int:
-    """Put the contact sheet beside the dataset; returns the number of pictures on it (0: nothing is written)."""
-    pictures = list(read_pictures(storage))
+def write_sheet(storage: Storage) -> None:
+    """Put the contact sheet beside the dataset; where that has no image, nothing is written."""
+    names = [name for (_, retry), name in data_files(storage) if not retry]  # a retry lies beside its unit
+    found = (picture for name in names for picture in first_pictures(storage, name, MAX_IMAGES))
+    pictures = list(itertools.islice(found, MAX_IMAGES))
     if pictures:
         storage.replace(SHEET, draw_sheet(pictures))
-    return len(pictures)
 
 
 def _draw_picture(sheet: Image.Image, picture: Picture, corner: tuple[int, int]) -> None:
@@ -97,10 +96,9 @@ def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: 
             lines[-1] = longer
         else:
             lines.append(word)
-    lines = [_cut(line, font, width) for line in lines]
     if len(lines) > PROMPT_LINES:
-        lines = [*lines[: PROMPT_LINES - 1], _cut(lines[PROMPT_LINES - 1] + " ...", font, width)]
-    return lines
+        lines = [*lines[: PROMPT_LINES - 1], lines[PROMPT_LINES - 1] + " ..."]
+    return [_cut(line, font, width) for line in lines]
 
 
 def _cut(line: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:

@@ -75,6 +75,10 @@ TRIAL_COLUMNS = (
     ("trial_early_latents", pa.list_(pa.float32())),
     ("trial_latent_seconds", pa.float64()),
 )
+GROUP_COLUMN = "group"
+"""The input's own column that names the kind of prompt."""
+READ_TRIAL_COLUMNS = ("prompt", GROUP_COLUMN, *(name for name, _ in TRIAL_COLUMNS))
+"""Of a row, what `trial_of_columns` looks at."""
 _ERROR = (
     ("position", pa.int64()),
     ("image_index", pa.int32()),
@@ -123,8 +127,8 @@ def own_names(columns: Sequence[str]) -> dict[str, str]:
 
 def trial_to_columns(trial: Trial) -> dict[str, Any]:
     """The values of a row; `trial_of_columns` reads them."""
-    columns = {f"trial_{name}": value for name, value in asdict(trial).items()}
-    columns["trial_probes"] = [{"grid_scale": grid, **probe} for grid, probe in columns["trial_probes"].items()]
+    columns = {name: getattr(trial, name.removeprefix("trial_")) for name, _ in TRIAL_COLUMNS}
+    columns["trial_probes"] = [{"grid_scale": grid, **asdict(probe)} for grid, probe in trial.probes.items()]
     columns["trial_probe_seconds"] = [trial.probe_seconds[grid] for grid in trial.probes]
     return columns
 
@@ -142,6 +146,8 @@ def trial_of_columns(row: Mapping[str, Any]) -> Trial:
         latents=row["trial_latents"],
         early_latents=row["trial_early_latents"],
         latent_seconds=row["trial_latent_seconds"],
+        prompt=row["prompt"],
+        group=str(row.get(GROUP_COLUMN) or ""),
     )
 
 

@@ -17,17 +17,19 @@ nothing is inferred from them.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from skipvar.skip.calibration import TrialScores, numbers
 from skipvar.skip.chances import ChanceTable, cheapest_above, table_to_json
 from skipvar.skip.features import ProbeRule
 from skipvar.skip.fitting import choose_probe
+from skipvar.skip.policy import Promise
 from skipvar.skip.policy_file import probe_to_json
+from skipvar.skip.tally import Tally, saved_at_equal_misses, tally
+from skipvar.types import Trial
 
 SHARES = (0.4, 0.1, 0.5)
 """Of the prompts: fit, order, test. The test part decides how few misses are still a proof, so it is the largest."""
@@ -40,67 +42,55 @@ THRESHOLDS = tuple(np.round(1 - np.geomspace(0.002, 0.6, 48), 5).tolist())
 class Parts:
     """Trials split by prompt; `test` holds one image a prompt."""
 
-    fit: Sequence[TrialScores]
-    order: Sequence[TrialScores]
-    test: Sequence[TrialScores]
+    fit: Sequence[Trial]
+    order: Sequence[Trial]
+    test: Sequence[Trial]
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """What was tested, and what came of it."""
-
-    ssim_floor: float
-    alpha: float
-    delta: float
-    threshold: float
-    n: int
-    """Images of the test part."""
-    misses: int
-    """Of these, how many fell below the floor under the policy."""
-    p_value: float
-    num_tested: int
-    """Candidates that were tested, the one that failed included."""
-
-    @property
-    def promise(self) -> str:
-        """For a person, in one line: what holds at which confidence, and what the test counted."""
-        return (
-            f"with confidence {1 - self.delta:g} at most {self.alpha:g} of images have an SSIM to base "
-            f"under {self.ssim_floor:g} ({self.misses} of {self.n} in the test)"
-        )
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Certified:
-    """A policy that was proven."""
+    """A policy that was proven, and how."""
 
     rule: ProbeRule
     table: ChanceTable
-    certificate: Certificate
+    promise: Promise
+    tested: Tally
+    """The images of the test part under the policy."""
+    p_value: float
+    num_tested: int
+    """Thresholds that were tested until this one."""
     losses: Mapping[str, float]
     """Held-out log-loss of every probe that was tried, by its name."""
 
-    def choose(self, trial: TrialScores) -> str:
-        """The strategy of a trial's image."""
-        return self.table.choose(numbers(trial, self.rule))[0]
+    def choose(self, trials: Sequence[Trial]) -> list[str]:
+        """The strategy of each trial's image."""
+        return [self.table.choose(self.rule.numbers(trial))[0] for trial in trials]
+
+    @property
+    def text(self) -> str:
+        """For a person, in one line: what holds at which confidence, and what the test counted."""
+        return (
+            f"with confidence {1 - self.promise.delta:g} at most {self.promise.alpha:g} of images have an SSIM to base "
+            f"under {self.promise.floor:g} ({self.tested.misses} of {self.tested.images} in the test)"
+        )
 
 
-def split_by_prompt(trials: Sequence[TrialScores], seed: int, shares: Sequence[float] = SHARES) -> Parts:
+def split_by_prompt(trials: Sequence[Trial], seed: int) -> Parts:
     """Whole prompts into fit, order and test; one image a prompt, drawn by the seed, stays in the test part."""
     stream = np.random.default_rng(seed)
     prompts = sorted({trial.prompt for trial in trials})
     order = stream.permutation(len(prompts))
-    first, second = (round(sum(shares[:count]) * len(prompts)) for count in (1, 2))
+    first, second = (round(sum(SHARES[:count]) * len(prompts)) for count in (1, 2))
     part_of = {prompts[place]: (rank >= first) + (rank >= second) for rank, place in enumerate(order)}
-    parts: tuple[list[TrialScores], list[TrialScores], list[TrialScores]] = ([], [], [])
+    parts: tuple[list[Trial], list[Trial], list[Trial]] = ([], [], [])
     for trial in trials:
         parts[part_of[trial.prompt]].append(trial)
     return Parts(parts[0], parts[1], one_each(parts[2], stream))
 
 
-def one_each(trials: Sequence[TrialScores], stream: np.random.Generator) -> list[TrialScores]:
+def one_each(trials: Sequence[Trial], stream: np.random.Generator) -> list[Trial]:
     """One trial a prompt, by the stream alone, in the order of the prompts' names."""
-    by_prompt: dict[str, list[TrialScores]] = {}
+    by_prompt: dict[str, list[Trial]] = {}
     for trial in trials:
         by_prompt.setdefault(trial.prompt, []).append(trial)
     return [by_prompt[prompt][int(stream.integers(len(by_prompt[prompt])))] for prompt in sorted(by_prompt)]
@@ -121,43 +111,54 @@ def allowed_misses(n: int, alpha: float, delta: float) -> int:
     return found if binom.cdf(found, n, alpha) <= delta else found - 1
 
 
-def certify(parts: Parts, floor: float, alpha: float, delta: float, costs: Mapping[str, float]) -> Certified | None:
+def certify(parts: Parts, promise: Promise, costs: Mapping[str, float]) -> Certified | None:
     """The cheapest policy that the test part proves; None where it proves none (`base` is all that is left).
 
     `costs`: token-forwards of an image by strategy, `base` among them; only strategies named there are chosen from.
     """
     strategies = sorted(costs.keys() - {"base"}, key=lambda name: (costs[name], name))
-    fit, losses = choose_probe(parts.fit, floor, strategies)
-    first = ChanceTable(floor, fit.scaling, fit.forecasts, threshold=1.0)
-    tested = [first.chances(numbers(trial, fit.rule)) for trial in parts.test]
+    fit, losses = choose_probe(parts.fit, promise.floor, strategies)
+    first = ChanceTable(promise.floor, fit.scaling, fit.forecasts, threshold=1.0)
     found: Certified | None = None
-    for count, threshold in enumerate(_ordered(first, parts.order, costs, fit.rule), start=1):
-        chosen = [cheapest_above(chances, threshold) for chances in tested]
-        misses = sum(trial.ssim[name] < floor for trial, name in zip(parts.test, chosen, strict=True))
-        value = p_value(misses, len(parts.test), alpha)
-        if value > delta:
+    tallies = _tallies(first, fit.rule, parts.test, costs)
+    for count, threshold in enumerate(_ordered(_tallies(first, fit.rule, parts.order, costs)), start=1):
+        tested = tallies(threshold)
+        value = p_value(tested.misses, tested.images, promise.alpha)
+        if value > promise.delta:
             break
-        certificate = Certificate(floor, alpha, delta, threshold, len(parts.test), misses, value, count)
-        found = Certified(fit.rule, replace(first, threshold=threshold), certificate, losses)
+        found = Certified(
+            rule=fit.rule,
+            table=replace(first, threshold=threshold),
+            promise=promise,
+            tested=tested,
+            p_value=value,
+            num_tested=count,
+            losses=losses,
+        )
     return found
 
 
-def _ordered(
-    table: ChanceTable, trials: Sequence[TrialScores], costs: Mapping[str, float], rule: ProbeRule
-) -> list[float]:
-    """Candidate thresholds, fewest misses on these trials first; what another beats or equals in both is left out."""
-    seen: list[tuple[int, float, float]] = []
-    known = [table.chances(numbers(trial, rule)) for trial in trials]
-    for threshold in THRESHOLDS:
-        chosen = [cheapest_above(chances, threshold) for chances in known]
-        misses = sum(trial.ssim[name] < table.floor for trial, name in zip(trials, chosen, strict=True))
-        seen.append((misses, sum(costs[name] for name in chosen), threshold))
+def _tallies(
+    table: ChanceTable, rule: ProbeRule, trials: Sequence[Trial], costs: Mapping[str, float]
+) -> Callable[[float], Tally]:
+    """From a threshold to what these trials come to under it; their chances are worked out once."""
+    known = [table.chances(rule.numbers(trial)) for trial in trials]
+
+    def at(threshold: float) -> Tally:
+        return tally(trials, [cheapest_above(chances, threshold) for chances in known], table.floor, costs)
+
+    return at
+
+
+def _ordered(tallies: Callable[[float], Tally]) -> list[float]:
+    """Candidate thresholds, fewest misses first; what another beats or equals in misses and cost is left out."""
+    found = {threshold: tallies(threshold) for threshold in THRESHOLDS}
     ordered: list[float] = []
     cheapest = float("inf")
-    for _misses, cost, threshold in sorted(seen, key=lambda entry: (entry[0], entry[1], -entry[2])):
-        if cost < cheapest:
+    for threshold, one in sorted(found.items(), key=lambda item: (item[1].misses, item[1].cost_share, -item[0])):
+        if one.cost_share < cheapest:
             ordered.append(threshold)
-            cheapest = cost
+            cheapest = one.cost_share
     return ordered
 
 
@@ -174,37 +175,45 @@ def policy_content(
     The promise is about all images together; shares by strategy and by prompt group are reported because it says
     nothing of them.
     """
-    certificate = found.certificate
-    decided = [(trial, found.choose(trial)) for trial in parts.test]
-    floor = certificate.ssim_floor
-    scores = np.array([trial.ssim[choice] for trial, choice in decided])
+    fixed = [tally(parts.test, [strategy] * len(parts.test), found.promise.floor, costs) for strategy in costs]
+    chosen, tested, promise = found.choose(parts.test), found.tested, found.promise
+    has_missed = (tested.ssim < promise.floor).tolist()
     return {
         "kind": "certified",
         "name": name,
-        "promise": certificate.promise,
+        "promise": found.text,
         "fitted_for": dict(fitted_for),
         "probe": probe_to_json(found.rule),
         "chances": table_to_json(found.table),
         "certificate": {
-            **asdict(certificate),
+            "ssim_floor": promise.floor,
+            "alpha": promise.alpha,
+            "delta": promise.delta,
+            "threshold": found.table.threshold,
+            "n": tested.images,
+            "misses": tested.misses,
+            "p_value": found.p_value,
+            "num_tested": found.num_tested,
             "held_out_log_loss": {key: round(loss, 4) for key, loss in found.losses.items()},
             "parts": {key: _identity(getattr(parts, key), found.rule) for key in ("fit", "order", "test")},
-            "mean_ssim": round(float(scores.mean()), 4),
-            "token_forwards_share": round(float(np.mean([costs[c] for _, c in decided])) / costs["base"], 4),
-            "misses_by_strategy": _counts([(choice, trial.ssim[choice] < floor) for trial, choice in decided]),
-            "misses_by_group": _counts([(trial.group, trial.ssim[choice] < floor) for trial, choice in decided]),
+            "mean_ssim": round(tested.mean_ssim, 4),
+            "token_forwards_share": round(tested.cost_share, 4),
+            "misses_by_strategy": _counts(chosen, has_missed),
+            "misses_by_group": _counts([trial.group for trial in parts.test], has_missed),
+            "saved_at_equal_misses": saved_at_equal_misses(tested, fixed),
         },
     }
 
 
-def _identity(trials: Sequence[TrialScores], rule: ProbeRule) -> dict[str, Any]:
+def _identity(trials: Sequence[Trial], rule: ProbeRule) -> dict[str, Any]:
     """How many trials a part holds, and a hash of them."""
-    rows = [[trial.prompt, numbers(trial, rule), dict(sorted(trial.ssim.items()))] for trial in trials]
+    rows = [[trial.prompt, rule.numbers(trial), dict(sorted(trial.ssim.items()))] for trial in trials]
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
     return {"trials": len(trials), "prompts": len({trial.prompt for trial in trials}), "sha256": digest}
 
 
-def _counts(outcomes: Sequence[tuple[str, bool]]) -> dict[str, dict[str, int]]:
-    images = Counter(key for key, _ in outcomes)
-    misses = Counter(key for key, missed in outcomes if missed)
-    return {key: {"images": images[key], "misses": misses[key]} for key in sorted(images)}
+def _counts(kinds: Sequence[str], has_missed: Sequence[bool]) -> dict[str, dict[str, int]]:
+    """Images and misses of each kind."""
+    images = Counter(kinds)
+    misses = Counter(kind for kind, missed in zip(kinds, has_missed, strict=True) if missed)
+    return {kind: {"images": images[kind], "misses": misses[kind]} for kind in sorted(images)}

@@ -93,26 +93,27 @@ def table_to_json(table: ChanceTable) -> dict[str, Any]:
 
 def table_from_json(content: Mapping[str, Any]) -> ChanceTable:
     """A table out of a policy file; raises `ValueError`, `KeyError` or `TypeError` where it is not one."""
-    scaling = Scaling(_numbers(content["mean"]), _numbers(content["scale"]))
+    scaling = Scaling(finite(content["mean"]), finite(content["scale"]))
     if len(scaling.mean) != len(scaling.scale) or not scaling.mean or min(scaling.scale) <= 0:
         raise ValueError("mean and scale must have a number each for every number of the probe, scales positive")
     forecasts: dict[str, Forecast] = {}
     for entry in content["cheapest_first"]:
-        intercept, spread = _numbers([entry["intercept"], entry["spread"]])
-        forecast = Forecast(_numbers(entry["coef"]), intercept, spread)
+        intercept, spread = finite([entry["intercept"], entry["spread"]])
+        forecast = Forecast(finite(entry["coef"]), intercept, spread)
         if len(forecast.coef) != scaling.num_terms or spread <= 0:
             raise ValueError(f"a forecast has {scaling.num_terms} coefficients and a positive spread")
         if entry["strategy"] in forecasts:
             raise ValueError(f"strategy {entry['strategy']} stands twice")
         forecasts[str(entry["strategy"])] = forecast
-    floor, threshold = _numbers([content["floor"], content["threshold"]])
+    floor, threshold = finite([content["floor"], content["threshold"]])
     if not (threshold > 0 and floor <= 1):
         raise ValueError("the threshold must be above 0, the floor at most 1")
     return ChanceTable(floor, scaling, forecasts, threshold)
 
 
-def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
+def finite(values: Sequence[Any]) -> tuple[float, ...]:
+    """Numbers of a policy file; raises `ValueError` or `TypeError` where they are none, or not finite."""
     found = tuple(float(value) for value in values)
     if not all(math.isfinite(value) for value in found):
-        raise ValueError("the numbers of a table of chances must be finite")
+        raise ValueError("its numbers must be finite")
     return found

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skipvar.skip.calibration import TrialScores, numbers
 from skipvar.skip.chances import Forecast, Scaling, loss_exponent
 from skipvar.skip.features import LATENT_SIDES, DecodedProbe, LatentProbe, ProbeRule
+from skipvar.types import Trial
 
 _FOLDS = 4
 _PENALTIES = np.logspace(0, 4, 13)
@@ -31,9 +31,9 @@ class Fit:
     """`(trials, strategies)` float64: the foretold mean of `loss_exponent` of each trial, by the other folds."""
 
 
-def fit_forecasts(trials: Sequence[TrialScores], strategies: Sequence[str], rule: ProbeRule) -> Fit:
+def fit_forecasts(trials: Sequence[Trial], strategies: Sequence[str], rule: ProbeRule) -> Fit:
     """A forecast for each of the strategies. The ridge penalty of each is chosen by leave-one-out errors."""
-    x = np.array([numbers(trial, rule) for trial in trials])
+    x = np.array([rule.numbers(trial) for trial in trials])
     deviation = x.std(axis=0)
     deviation[deviation == 0] = 1.0  # a number that never varies says nothing; dividing by it would
     scaling = Scaling(_floats(x.mean(axis=0)), _floats(deviation))
@@ -74,13 +74,13 @@ def _floats(values: np.ndarray) -> tuple[float, ...]:
     return tuple(float(f"{value:.7g}") for value in values)
 
 
-def _folds(trials: Sequence[TrialScores]) -> np.ndarray:
+def _folds(trials: Sequence[Trial]) -> np.ndarray:
     """A fold for each trial, the same for all images of a prompt."""
     places = {prompt: place for place, prompt in enumerate(sorted({trial.prompt for trial in trials}))}
     return np.array([places[trial.prompt] % _FOLDS for trial in trials])
 
 
-def log_loss(fit: Fit, trials: Sequence[TrialScores], floor: float) -> float:
+def log_loss(fit: Fit, trials: Sequence[Trial], floor: float) -> float:
     """Mean negative log-probability, over strategies and held-out trials, of what happened at the floor."""
     from scipy.stats import norm
 
@@ -90,7 +90,7 @@ def log_loss(fit: Fit, trials: Sequence[TrialScores], floor: float) -> float:
     return float(-np.log(np.maximum(np.where(kept, chances, 1 - chances), 1e-6)).mean())
 
 
-def foretold_ranks(fit: Fit, trials: Sequence[TrialScores]) -> dict[str, float]:
+def foretold_ranks(fit: Fit, trials: Sequence[Trial]) -> dict[str, float]:
     """Spearman's correlation of each strategy's SSIM with what was foretold of it on held-out prompts."""
     from scipy.stats import spearmanr
 
@@ -100,15 +100,13 @@ def foretold_ranks(fit: Fit, trials: Sequence[TrialScores]) -> dict[str, float]:
     }
 
 
-def rules_of(trials: Sequence[TrialScores]) -> list[ProbeRule]:
+def rules_of(trials: Sequence[Trial]) -> list[ProbeRule]:
     """Every probe that these trials can tell."""
     decoded = [DecodedProbe(grid) for grid in sorted(trials[0].probes)]
     return [*decoded, *(LatentProbe(side) for side in LATENT_SIDES if trials[0].latents)]
 
 
-def choose_probe(
-    trials: Sequence[TrialScores], floor: float, strategies: Sequence[str]
-) -> tuple[Fit, dict[str, float]]:
+def choose_probe(trials: Sequence[Trial], floor: float, strategies: Sequence[str]) -> tuple[Fit, dict[str, float]]:
     """The fit of the probe that foretells best, and the held-out log-loss of each by its name."""
     fits = [fit_forecasts(trials, strategies, rule) for rule in rules_of(trials)]
     losses = [log_loss(fit, trials, floor) for fit in fits]

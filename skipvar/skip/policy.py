@@ -14,7 +14,7 @@ from skipvar.types import Request
 DEFAULT_PROBE = DecodedProbe(grid_scale=4)
 """The reference's, unless a policy file says otherwise."""
 TRIALS = "trials"
-"""The policy of a run that makes trials."""
+"""The policy of a run that makes trials: every image under every strategy (`Image.trial`), and `base`'s is kept."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +48,9 @@ class Policy:
         return Decision(self.known_strategy or "base")
 
 
-def fixed_policy(strategy: str, decision_scale: int | None) -> Policy:
-    """The same strategy for every image, without a probe."""
-    name = f"fixed:{strategy}"
-    return Policy(
-        name=name,
-        content_hash=name,
-        decision_scale=decision_scale,
-        strategies=(strategy,),
-        known_strategy=strategy,
-    )
-
-
-def trial_policy(decision_scale: int) -> Policy:
-    """Every image under every strategy (`Image.trial`), and `base`'s is kept: the raw material of calibration."""
-    return Policy(name=TRIALS, content_hash=TRIALS, decision_scale=decision_scale)
-
-
 @dataclass(frozen=True, kw_only=True)
 class SpreadPolicy(Policy):
     """A strategy by hash of the image's id, over all ten: for tests and benchmarks of grouping."""
-
-    name: str = "spread"
-    content_hash: str = "spread"
 
     def decide(self, request: Request, numbers: Sequence[float]) -> Decision:  # noqa: ARG002
         digest = hashlib.sha256(request.id.encode()).digest()
@@ -155,18 +135,16 @@ class Conditions:
         """What is not the same there: its name, and both values."""
         for one in fields(self):
             mine, theirs = getattr(self, one.name), getattr(other, one.name)
-            if one.name in ("cfg", "tau", "top_p"):
-                is_same = mine is not None and theirs is not None and are_close(_listed(mine), _listed(theirs))
+            if one.name in ("cfg", "tau"):
+                is_same = mine is not None and theirs is not None and are_close(mine, theirs)
+            elif one.name == "top_p":
+                is_same = are_close((mine,), (theirs,))
             elif one.name == "top_k":
                 is_same = (mine == 1) == (theirs == 1)  # no other value has an effect on binary codes
             else:
                 is_same = mine == theirs
             if not is_same:
                 yield one.name, mine, theirs
-
-
-def _listed(value: float | tuple[float, ...]) -> tuple[float, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from skipvar.checks import check_one_of, check_scheme, require, shown
 from skipvar.errors import ConfigError
-from skipvar.skip.chances import table_from_json
+from skipvar.skip.chances import finite, table_from_json
 from skipvar.skip.features import FREQUENCIES, LATENT_MEANS, LATENT_SIDES, DecodedProbe, LatentProbe, ProbeRule
 from skipvar.skip.policy import (
     TRIALS,
@@ -21,8 +20,6 @@ from skipvar.skip.policy import (
     Policy,
     Promise,
     SpreadPolicy,
-    fixed_policy,
-    trial_policy,
 )
 from skipvar.skip.strategy import NUM_DECIDED_SCALES, STRATEGY_NAMES, default_decision_scale, make_strategy
 
@@ -78,12 +75,19 @@ def load_policy(
             make_strategy(strategy, facts.num_scales)
         except ValueError as error:
             raise ConfigError(f"policy {spec}: {error}") from error
-        return fixed_policy(strategy, decision_scale)
+        return Policy(
+            name=spec,
+            content_hash=spec,
+            decision_scale=decision_scale,
+            strategies=(strategy,),
+            known_strategy=strategy,
+        )
     if spec in ("spread", TRIALS):
         if decision_scale is None:
             fewest = NUM_DECIDED_SCALES + 2
             raise ConfigError(f"policy {spec} needs at least {fewest} scales, this size has {facts.num_scales}")
-        return SpreadPolicy(decision_scale=decision_scale) if spec == "spread" else trial_policy(decision_scale)
+        kind = SpreadPolicy if spec == "spread" else Policy
+        return kind(name=spec, content_hash=spec, decision_scale=decision_scale)
     return _load_file(spec, facts, read, force=force)
 
 
@@ -115,12 +119,8 @@ def _load_file(path: str, facts: ModelFacts, read: Callable[[str], bytes], *, fo
 def _policy_of(content: Mapping[str, Any], content_hash: str, decision_scale: int) -> LogisticPolicy | CertifiedPolicy:
     """The policy of a file's content; raises `ValueError`, `KeyError` or `TypeError` where it is not one."""
     name, probe, fitted_for = str(content["name"]), probe_from_json(content["probe"]), content["fitted_for"]
-    common: dict[str, Any] = {
-        "name": name,
-        "content_hash": content_hash,
-        "decision_scale": decision_scale,
-        "probe": probe,
-    }
+    common: dict[str, Any] = {"name": name, "content_hash": content_hash, "decision_scale": decision_scale}
+    common["probe"] = probe
     if name in ("spread", TRIALS) or name.startswith("fixed:"):
         raise ValueError(f"its name is {name!r}, which is another policy's")
     if content["kind"] == "logistic":
@@ -153,8 +153,8 @@ def _conditions_of(content: Mapping[str, Any]) -> Conditions:
     """What a certified policy was tested with; raises `ValueError`, `KeyError` or `TypeError` where it is not told."""
     negative_prompt = content["negative_prompt"]
     return Conditions(
-        cfg=tuple(float(value) for value in content["cfg"]),
-        tau=tuple(float(value) for value in content["tau"]),
+        cfg=finite(content["cfg"]),
+        tau=finite(content["tau"]),
         top_k=int(content["top_k"]),
         top_p=float(content["top_p"]),
         negative_prompt=None if negative_prompt is None else str(negative_prompt),
@@ -185,14 +185,13 @@ def stage_from_json(content: Mapping[str, Any]) -> LogisticStage:
     """A stage out of a policy file; raises `ValueError` or `KeyError` where it is not one."""
     stage = LogisticStage(
         classes=tuple(int(label) for label in content["classes"]),
-        coef=tuple(tuple(float(value) for value in row) for row in content["coef"]),
-        intercept=tuple(float(value) for value in content["intercept"]),
-        mean=tuple(float(value) for value in content["mean"]),
-        scale=tuple(float(value) for value in content["scale"]),
+        coef=tuple(finite(row) for row in content["coef"]),
+        intercept=finite(content["intercept"]),
+        mean=finite(content["mean"]),
+        scale=finite(content["scale"]),
     )
-    numbers = [*stage.intercept, *stage.mean, *stage.scale, *(weight for row in stage.coef for weight in row)]
-    if not all(math.isfinite(number) for number in numbers) or not all(scale > 0 for scale in stage.scale):
-        raise ValueError("a stage's numbers must be finite and its scale positive")
+    if min(stage.scale) <= 0:
+        raise ValueError("a stage's scale must be positive")
     stage.probabilities([0.0] * len(stage.mean))  # raises ValueError where the shapes disagree
     if len(stage.mean) != 2 or not set(stage.classes) <= set(range(NUM_DECIDED_SCALES + 1)):
         raise ValueError(f"a stage takes two features and gives classes out of 0 to {NUM_DECIDED_SCALES}")

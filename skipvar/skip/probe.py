@@ -1,38 +1,31 @@
 """The probe: two numbers that say how much an image still changes, and how fine it is (FORWARD.md section 9)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from skipvar.skip.features import LATENT_CELLS
+from skipvar.types import Probe
 
 FFT_RADIUS_SHARE = 0.4
 """Frequencies beyond this share of the half side count as high."""
 
 
-@dataclass(frozen=True)
-class ProbeFeatures:
-    """The probe of a batch, image by image."""
-
-    sobel_change: Tensor
-    """`(B,)` float32."""
-    fft_high_frequency_ratio: Tensor
-    """`(B,)` float32 in [0, 1]."""
-
-
+@torch.inference_mode()
 def take_probe(
     decode: Callable[[Tensor], Tensor], old_sum: Tensor, new_sum: Tensor, grid: tuple[int, int]
-) -> ProbeFeatures:
-    """Decodes two running code sums `(B, dv, H, W)` (before and after the decision scale) at a small latent `grid`.
+) -> list[Probe]:
+    """The probe of each of B images, from two running code sums `(B, dv, H, W)` (before and after the decision scale)
+    that are decoded at a small latent `grid`. Waits for the device.
 
     `decode` maps `(2B, dv, *grid)` to images `(2B, 3, H', W')` in [-1, 1].
     """
     small = F.interpolate(torch.cat([old_sum, new_sum]), size=grid, mode="bilinear", align_corners=False)
     old, new = decode(small).float().mean(dim=1).chunk(2)
-    return ProbeFeatures(sobel_change(old, new), fft_high_frequency_ratio(new))
+    pairs = zip(sobel_change(old, new).tolist(), fft_high_frequency_ratio(new).tolist(), strict=True)
+    return [Probe(sobel_change=change, fft_high_frequency_ratio=ratio) for change, ratio in pairs]
 
 
 def sobel_change(old: Tensor, new: Tensor) -> Tensor:

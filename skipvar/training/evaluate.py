@@ -17,7 +17,7 @@ from skipvar.engine.trials import TrialRule
 from skipvar.quality.similarity import psnr, ssim
 from skipvar.report.sheet import Picture, draw_sheet
 from skipvar.shards.encode import encode_image
-from skipvar.skip.calibration import TrialScores, rank_correlations
+from skipvar.skip.calibration import rank_correlations
 from skipvar.skip.features import LatentProbe
 from skipvar.skip.fitting import fit_forecasts, foretold_ranks
 from skipvar.skip.policy import TRIALS
@@ -162,9 +162,9 @@ def _measure_skipping(
         side = LAYOUT_SIDES[index]
         result[f"ssim_skip_of_{side * side}"] = np.median(skipping[:, layouts == index], axis=1).round(4).tolist()
     known = [
-        TrialScores(
-            trial.probes,
-            {name: float(values[i]) for name, values in by_strategy.items()},
+        Trial(
+            probes=trial.probes,
+            ssim={name: float(values[i]) for name, values in by_strategy.items()},
             prompt=prompts[i].text,
             latents=trial.latents,
         )

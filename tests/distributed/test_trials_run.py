@@ -48,7 +48,7 @@ def test_what_trials_were_made_with_is_what_the_run_found(config: RunConfig, mon
         resolved=found,
         reason="it was time",
     )
-    monkeypatch.setattr(trials, "generate", lambda config, stop: ended)
+    monkeypatch.setattr(trials, "generate", lambda config, stop, check: ended)
     made = trials.make_trials_run(config, show=lambda line: None)
     assert made.resolved is found and made.resolved.dtype == "bfloat16" and made.trials is None
     assert made.exit_code == EXIT_STOPPED

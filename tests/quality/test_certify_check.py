@@ -9,21 +9,20 @@ import pytest
 import skipvar.skip.certify as certify_module
 from skipvar.cli.certify_check import main
 from skipvar.quality.certify_check import certify_check
-from skipvar.skip.calibration import TrialScores
 from skipvar.skip.policy import Promise
-from skipvar.types import Probe
+from skipvar.types import Probe, Trial
 
 COSTS = {"base": 100.0, "skip_1": 70.0, "skip_2": 50.0, "skip_3": 30.0}
 
 
-def trials(count: int) -> list[TrialScores]:
+def trials(count: int) -> list[Trial]:
     chance = np.random.default_rng(3)
     made = []
     for place, fineness in enumerate(chance.uniform(size=count)):
         noise = chance.normal(0, 0.02)
         ssim = {f"skip_{n}": float(1 - 0.1 * n * fineness + noise) for n in (1, 2, 3)} | {"base": 1.0}
         probe = Probe(sobel_change=float(fineness), fft_high_frequency_ratio=float(chance.normal()))
-        made.append(TrialScores({6: probe}, ssim, prompt=f"p{place}"))
+        made.append(Trial(probes={6: probe}, ssim=ssim, prompt=f"p{place}"))
     return made
 
 

@@ -155,6 +155,10 @@ def test_damaged_datasets_are_told(tmp_path: Path) -> None:
         verify(job.storage)
     (out / "_run.json").write_text(json.dumps({**record, "counts": {"cost": "x", "audit_state": [1]}}))
     write_report(job.storage)
+    for counts in ({"engine": {"suffix": [1]}}, {"audit_state": {"promise": {"floor": "x"}}}, {"cost": {"usd": "x"}}):
+        (out / "_run.json").write_text(json.dumps({**record, "counts": counts}))
+        with pytest.raises(StorageError, match=r"_run\.json is damaged: what it tells of the run cannot be shown"):
+            write_report(job.storage)
     (out / "_run.json").write_text(json.dumps(record))
     for path in (out / "data").iterdir():
         path.unlink()

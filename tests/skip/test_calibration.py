@@ -6,24 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skipvar.skip.calibration import TrialScores, choose_grid, fit_policy, labels, rank_correlations
+from skipvar.skip.calibration import choose_grid, fit_policy, labels, rank_correlations
 from skipvar.skip.features import DecodedProbe
 from skipvar.skip.policy_file import ModelFacts, load_policy
 from skipvar.skip.strategy import STRATEGY_NAMES
-from skipvar.types import Probe
+from skipvar.types import Probe, Trial
 
 FITTED_FOR = {"model": "emoji", "num_scales": 10, "decision_scale": 6, "weights_sha256": {"transformer": "ab"}}
 
 
-def trial(change: float, noise: float, **ssim: float) -> TrialScores:
+def trial(change: float, noise: float, **ssim: float) -> Trial:
     scores = dict.fromkeys(STRATEGY_NAMES, 1.0) | ssim
     probe = Probe(sobel_change=change, fft_high_frequency_ratio=0.5 + 0.1 * change)
     blind = Probe(sobel_change=noise, fft_high_frequency_ratio=0.5)
-    return TrialScores(probes={4: blind, 9: probe}, ssim=scores)
+    return Trial(probes={4: blind, 9: probe}, ssim=scores)
 
 
 @pytest.fixture(scope="module")
-def trials() -> list[TrialScores]:
+def trials() -> list[Trial]:
     """SSIM falls with the probe of grid 9; the probe of grid 4 says nothing."""
     chance = np.random.default_rng(0)
     made = []
@@ -39,13 +39,13 @@ def test_labels_skip_as_much_as_the_floor_allows() -> None:
     assert found.tolist() == [3, 1, 0]
 
 
-def test_the_grid_that_predicts_is_chosen(trials: list[TrialScores]) -> None:
+def test_the_grid_that_predicts_is_chosen(trials: list[Trial]) -> None:
     grid, losses = choose_grid(trials, [0.86])
     assert grid == 9 and losses[9] < 0.6 * losses[4]
     assert rank_correlations(trials, 9)["spearman_sobel"] == [-1.0, -1.0, -1.0]
 
 
-def test_a_fitted_policy_keeps_the_floor_and_loads(trials: list[TrialScores], tmp_path: Path) -> None:
+def test_a_fitted_policy_keeps_the_floor_and_loads(trials: list[Trial], tmp_path: Path) -> None:
     content = fit_policy(trials, 0.86, 9, name="emoji_0.86", fitted_for=FITTED_FOR)
     assert content["fit"]["mean_ssim"] > 0.86 and content["fit"]["share_under_floor"] < 0.1
     assert set(content["fit"]["strategies"]) >= {"skip_1", "skip_2", "skip_3"}

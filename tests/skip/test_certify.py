@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from skipvar.errors import ConfigError
-from skipvar.skip.calibration import TrialScores
 from skipvar.skip.certify import allowed_misses, certify, one_each, p_value, policy_content, split_by_prompt
 from skipvar.skip.features import DecodedProbe, LatentProbe
-from skipvar.skip.policy import Conditions
+from skipvar.skip.policy import Conditions, Promise
 from skipvar.skip.policy_file import ModelFacts, load_policy
-from skipvar.types import Probe, Request
+from skipvar.types import Probe, Request, Trial
 
+PROMISE = Promise(0.84, alpha=0.1, delta=0.05)
 COSTS = {"base": 100.0, "uncond_1": 80.0, "skip_1": 70.0, "skip_2": 50.0, "skip_3": 30.0}
 LOSS = {"base": 0.0, "uncond_1": 0.05, "skip_1": 0.1, "skip_2": 0.18, "skip_3": 0.3}
 GRIDS = tuple((side, side) for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
@@ -31,7 +31,7 @@ FITTED_FOR = {
 }  # fmt: skip
 
 
-def world(num_prompts: int, seed: int, images: int = 1, *, signal: bool = True) -> list[TrialScores]:
+def world(num_prompts: int, seed: int, images: int = 1, *, signal: bool = True) -> list[Trial]:
     """SSIM falls with an image's fineness, which the probe shows, and with its prompt's own difficulty."""
     chance = np.random.default_rng(seed)
     made = []
@@ -43,7 +43,7 @@ def world(num_prompts: int, seed: int, images: int = 1, *, signal: bool = True) 
             ssim = {name: 1 - loss * fineness + (difficulty + noise if loss else 0) for name, loss in LOSS.items()}
             shown = fineness if signal else chance.uniform()
             probe = Probe(sobel_change=shown, fft_high_frequency_ratio=chance.normal())
-            made.append(TrialScores({6: probe}, ssim, prompt=f"p{prompt:05d}", group=f"g{prompt % 2}"))
+            made.append(Trial(probes={6: probe}, ssim=ssim, prompt=f"p{prompt:05d}", group=f"g{prompt % 2}"))
     return made
 
 
@@ -64,7 +64,7 @@ def test_prompts_are_never_split_and_the_test_part_holds_one_image_of_each() -> 
 
 def test_the_image_of_a_prompt_is_drawn_whatever_its_scores() -> None:
     trials = world(50, 0, images=4)
-    turned = [TrialScores(trial.probes, {k: 1 - v for k, v in trial.ssim.items()}, trial.prompt) for trial in trials]
+    turned = [replace(trial, ssim={k: 1 - v for k, v in trial.ssim.items()}) for trial in trials]
     kept, kept_turned = (one_each(some, np.random.default_rng(3)) for some in (trials, turned))
     assert [trial.probes for trial in kept] == [trial.probes for trial in kept_turned]
 
@@ -72,17 +72,17 @@ def test_the_image_of_a_prompt_is_drawn_whatever_its_scores() -> None:
 @pytest.mark.parametrize("signal", [True, False])
 def test_the_rate_stays_under_alpha_on_prompts_that_nobody_saw(signal: bool) -> None:
     """Clustered trials: in at least 95% of the splits the true rate of what was certified is at most alpha."""
-    floor, alpha, delta, splits = 0.84, 0.1, 0.05, 20
+    splits = 20
     unseen = world(2000, 999, signal=signal)
     rates, shares = [], []
     for split in range(splits):
-        found = certify(split_by_prompt(world(400, split, 2, signal=signal), split), floor, alpha, delta, COSTS)
+        found = certify(split_by_prompt(world(400, split, 2, signal=signal), split), PROMISE, COSTS)
         if found is not None:
-            chosen = [found.choose(trial) for trial in unseen]
-            rates.append(np.mean([t.ssim[name] < floor for t, name in zip(unseen, chosen, strict=True)]))
+            chosen = found.choose(unseen)
+            rates.append(np.mean([t.ssim[name] < PROMISE.floor for t, name in zip(unseen, chosen, strict=True)]))
             shares.append(np.mean([COSTS[name] for name in chosen]))
     assert len(rates) == splits  # base always passes: something always can
-    assert sum(rate <= alpha + 0.007 for rate in rates) >= 0.95 * splits, rates
+    assert sum(rate <= PROMISE.alpha + 0.007 for rate in rates) >= 0.95 * splits, rates
     if signal:
         assert np.mean(shares) < COSTS["skip_1"] and max(rates) > 0.02  # and it is worth something
 
@@ -91,22 +91,22 @@ def test_the_probe_that_foretells_better_is_chosen() -> None:
     """Here the latents tell everything, and the decoded probe nothing."""
     blind = world(400, 7, signal=False)
     told = [replace(trial, latents=[(1 - trial.ssim["skip_3"]) / 0.3] * 16) for trial in blind]
-    seen, unseen = (certify(split_by_prompt(trials, 7), 0.84, 0.1, 0.05, COSTS) for trials in (told, blind))
+    seen, unseen = (certify(split_by_prompt(trials, 7), PROMISE, COSTS) for trials in (told, blind))
     assert seen is not None and unseen is not None
     assert isinstance(seen.rule, LatentProbe) and unseen.rule == DecodedProbe(6)
     assert set(seen.losses) == {"decoded at scale 6", "latents 1x1", "latents 2x2", "latents 4x4"}
-    cost_seen, cost_unseen = (np.mean([COSTS[found.choose(trial)] for trial in told]) for found in (seen, unseen))
+    cost_seen, cost_unseen = (np.mean([COSTS[name] for name in found.choose(told)]) for found in (seen, unseen))
     assert cost_seen < 0.8 * cost_unseen
 
 
 def test_no_image_too_few_nothing_certified() -> None:
-    assert certify(split_by_prompt(world(20, 0), 0), 0.84, 0.1, 0.05, COSTS) is None
+    assert certify(split_by_prompt(world(20, 0), 0), PROMISE, COSTS) is None
 
 
 @pytest.fixture(scope="module")
 def content() -> dict[str, Any]:
     parts = split_by_prompt(world(600, 1), 1)
-    found = certify(parts, 0.84, 0.1, 0.05, COSTS)
+    found = certify(parts, PROMISE, COSTS)
     assert found is not None
     return policy_content(parts, found, COSTS, name="emoji_certified", fitted_for=FITTED_FOR)
 
