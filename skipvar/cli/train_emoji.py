@@ -24,12 +24,11 @@ from skipvar.training.common import Folders
 from skipvar.training.data import fetch_packages
 from skipvar.training.evaluate import evaluate
 from skipvar.training.export import export
-from skipvar.training.latents import encode_latents
 from skipvar.training.parallel import LOG_FORMAT
 from skipvar.training.recipe import Recipe
 from skipvar.training.start import PARTS, restore
 from skipvar.training.transformer import train_transformer
-from skipvar.training.vae import train_vae
+from skipvar.training.vae import encode_latents, train_vae
 
 ALL = ("data", "vae", "encode", "transformer", "export", "evaluate")
 TRAINING = ("vae", "transformer")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from skipvar.engine.sampler import SamplingRules
@@ -28,7 +27,7 @@ from skipvar.training.export import load_exported_autoencoder
 from skipvar.training.judge import Judge, Prompt, make_prompts, measure_fidelity
 from skipvar.training.parallel import CPU
 from skipvar.training.recipe import NUM_SCALES, EvaluationRecipe, Recipe
-from skipvar.training.vae import Autoencoder, measure_psnr, reconstruct
+from skipvar.training.vae import Autoencoder, measure_psnr, reconstruct, to_pixels
 from skipvar.types import Request
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ def _measure_truncation(
     result = {}
     for pattern, chosen in _by_pattern(combinations).items():
         images = pictures.compose([combinations[i] for i in chosen])
-        full, *shorter = (_to_pixels(reconstruct(autoencoder, images, NUM_SCALES - dropped)) for dropped in range(4))
+        full, *shorter = (to_pixels(reconstruct(autoencoder, images, NUM_SCALES - dropped)) for dropped in range(4))
         result[pattern] = [round(float(ssim(pixels, full).mean()), 4) for pixels in shorter]
     return result
 
@@ -93,11 +92,6 @@ def _by_pattern(combinations: list[Combination]) -> dict[str, list[int]]:
     for position, combination in enumerate(combinations):
         found[BACKGROUNDS[combination.background_index].pattern].append(position)
     return {pattern: positions for pattern, positions in found.items() if positions}
-
-
-def _to_pixels(images: Tensor) -> np.ndarray:
-    """`(B, 3, H, W)` in [-1, 1] to `(B, H, W, 3)` uint8."""
-    return ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def _make_trials(pipeline: Pipeline, prompts: list[Prompt], settings: EvaluationRecipe) -> Iterator[TrialImages]:

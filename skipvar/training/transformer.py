@@ -2,12 +2,10 @@
 
 import contextlib
 import dataclasses
-import logging
 import time
 from collections import defaultdict
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,19 +20,17 @@ from skipvar.model.bsq import next_input, quantize, running_sums
 from skipvar.model.rope import rope_table
 from skipvar.model.transformer import TextState, Transformer, block_causal_mask
 from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
-from skipvar.training.common import Ema, Folders, append_log, load_checkpoint, save_checkpoint, train
+from skipvar.training.common import Folders, append_log, checkpoint_path, load_averaged, load_checkpoint
 from skipvar.training.data import captions, split_combinations
-from skipvar.training.latents import latents_path, load_latents
 from skipvar.training.muon import Optimizer
 from skipvar.training.parallel import Peers, run_peers
 from skipvar.training.recipe import GRIDS, MODEL, SCHEDULE, Lesson, Recipe, StepKind
 from skipvar.training.text import CaptionTokens, build_text_encoder, build_tokenizer, encode_captions
+from skipvar.training.trainer import Trainer
 from skipvar.training.vae import encoder_sha256, load_autoencoder
 
 _SHORT = 256
 """Tokens below which attention is computed by plain products."""
-
-logger = logging.getLogger(__name__)
 
 
 class TextToBits(nn.Module):
@@ -75,7 +71,7 @@ class BatchSource:
 
     def __init__(self, recipe: Recipe, folders: Folders, tokens: CaptionTokens, device: torch.device) -> None:
         self._device, self._recipe = device, recipe.transformer
-        stored = load_latents(folders)
+        stored = load_checkpoint(folders.run, "encode")
         self._latents = stored["latents"].to(device)
         self.encoder_sha256: str = stored["encoder_sha256"]
         self._training, _ = split_combinations(recipe)
@@ -169,113 +165,83 @@ def _attention_backend(num_tokens: int, device: torch.device) -> AbstractContext
     return sdpa_kernel(SDPBackend.MATH if num_tokens < _SHORT else SDPBackend.FLASH_ATTENTION)
 
 
-def checkpoint_path(folders: Folders) -> Path:
-    """`transformer.pt` in the run's folder: weights, their average, optimizer, step, the encoder's hash."""
-    return folders.run / "transformer.pt"
-
-
 def load_text_to_bits(recipe: Recipe, folders: Folders) -> TextToBits:
     """The trained model (EMA weights), ready for evaluation."""
     model = TextToBits(recipe, build_tokenizer())
-    _load_weights(model, load_checkpoint(checkpoint_path(folders), "transformer")["ema"]["weights"])
-    return model.eval()
+    load_averaged(model, folders.run, "transformer")
+    return model
 
 
 def check_encoder(folders: Folders) -> None:
     """Raises `InputError` where latents or transformer belong to another encoder than the autoencoder's."""
     sha256 = encoder_sha256(load_autoencoder(folders).encoder)
-    if load_latents(folders)["encoder_sha256"] != sha256:
+    latents, transformer = (checkpoint_path(folders.run, stage) for stage in ("encode", "transformer"))
+    if load_checkpoint(folders.run, "encode")["encoder_sha256"] != sha256:
         raise InputError(
-            f"{latents_path(folders)} was made by another encoder than vae.pt's: `python -m jobs.train_emoji encode` "
-            "makes it anew"
+            f"{latents} was made by another encoder than vae.pt's: `python -m jobs.train_emoji encode` makes it anew"
         )
-    path = checkpoint_path(folders)
-    if path.exists() and load_checkpoint(path, "transformer")["encoder_sha256"] != sha256:
-        raise InputError(f"{path} has learned the bits of another encoder than vae.pt's: move one of them away")
+    if transformer.exists() and load_checkpoint(folders.run, "transformer")["encoder_sha256"] != sha256:
+        raise InputError(f"{transformer} has learned the bits of another encoder than vae.pt's: move one of them away")
 
 
-def _load_weights(model: TextToBits, weights: dict[str, Tensor]) -> None:
-    own = dict(model.named_parameters())
-    assert own.keys() == weights.keys()
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
+class TransformerTrainer(Trainer):
+    """Trains the transformer and its text encoder on the stored latents."""
 
-
-class TransformerTrainer:
-    """The state of a run: weights, their average, optimizer, step; and what is needed to report on it."""
+    stage = "transformer"
+    model: TextToBits
 
     def __init__(self, recipe: Recipe, folders: Folders, is_compiled: bool, peers: Peers) -> None:
-        self.recipe, self.folders, self.peers = recipe, folders, peers
+        self.settings = recipe.transformer
         tokenizer = build_tokenizer()
         self.tokens = CaptionTokens(tokenizer)
-        self.model = TextToBits(recipe, tokenizer).to(peers.device)
-        embeddings = self.model.text_encoder.get_input_embeddings().weight
-        self.optimizer = Optimizer(
-            self.model.parameters(),
-            self.model.block_matrices(),
-            recipe.transformer.optimizer,
-            peers.dtype,
-            {embeddings: recipe.transformer.embedding_rate},
-        )
-        self.ema = Ema(self.model, recipe.transformer.ema_decay)
+        super().__init__(recipe, recipe.transformer, TextToBits(recipe, tokenizer), folders, peers)
         self.source = BatchSource(recipe, folders, self.tokens, peers.device)
         self.objective = Objective(self.model, self.tokens.max_length, is_compiled)
-        self.step = self.first_cold_step = 0
         self.num_samples = {name: 0 for lesson in recipe.transformer.lessons for name in lesson.kinds}
         self._losses: dict[str, list[Tensor]] = defaultdict(list)
         self._seconds: dict[str, list[float]] = defaultdict(list)
 
-    def train_step(self, factor: float, seconds_left: float) -> float:
-        """One batch of the kind whose turn it is; see `common.Trainer`."""
-        started = time.monotonic()
-        name = self.recipe.transformer.kind(self.step)
-        kind: StepKind = getattr(self.recipe.transformer, name)
-        generator = self.peers.generator(self.recipe.seed, self.step)
+    def make_optimizer(self) -> Optimizer:
+        """Of everything: Muon for the blocks' matrices, and a rate of their own for the word embeddings."""
+        embeddings = self.model.text_encoder.get_input_embeddings().weight
+        return Optimizer(
+            self.model.parameters(),
+            self.model.block_matrices(),
+            self.settings.optimizer,
+            self.peers.dtype,
+            {embeddings: self.settings.embedding_rate},
+        )
+
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Of one batch of the kind whose turn it is."""
+        name = self.settings.kind(self.step)
+        kind: StepKind = getattr(self.settings, name)
+        size = kind.batch_size * (self.settings.gpu_batch_factor if self.peers.device.type == "cuda" else 1)
         with self.peers.autocast():
-            lesson, size = self.recipe.transformer.lesson(self.step), self._batch_size(kind)
+            lesson = self.settings.lesson(self.step)
             batch = self.source.draw(lesson, kind.num_scales, size // self.peers.count, generator)
             loss, scale_losses = self.objective(batch)
-        loss.backward()
-        seconds_left = self.peers.average(list(self.model.parameters()), seconds_left)
-        self.optimizer.step(factor)
-        self.ema.update()
-        self.step += 1
         self.num_samples[name] += size
         if self.peers.is_leader:
             self._losses[name].append(scale_losses)
+        return loss
+
+    def train_step(self, factor: float) -> None:
+        """One step, timed by its kind."""
+        name, started = self.settings.kind(self.step), time.monotonic()
+        super().train_step(factor)
+        if self.peers.is_leader:
             self._seconds[name].append(time.monotonic() - started)
-        return seconds_left
 
-    def _batch_size(self, kind: StepKind) -> int:
-        """Images of a step, over all processes."""
-        factor = self.recipe.transformer.gpu_batch_factor if self.peers.device.type == "cuda" else 1
-        return factor * kind.batch_size
+    def state_dict(self) -> dict[str, Any]:
+        """With `num_samples` by kind, and `encoder_sha256` of the encoder whose bits were learned."""
+        own = {"num_samples": self.num_samples, "encoder_sha256": self.source.encoder_sha256}
+        return super().state_dict() | own
 
-    def save(self) -> None:
-        state: dict[str, Any] = {
-            "model": dict(self.model.named_parameters()),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "step": self.step,
-            "first_cold_step": self.first_cold_step,
-            "num_samples": self.num_samples,
-            "encoder_sha256": self.source.encoder_sha256,
-        }
-        save_checkpoint(checkpoint_path(self.folders), state)
-
-    def restore(self) -> None:
-        """See `common.Trainer`."""
-        if not checkpoint_path(self.folders).exists():
-            return
-        state = load_checkpoint(checkpoint_path(self.folders), "transformer")
-        _load_weights(self.model, state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.step, self.first_cold_step = state["step"], state["first_cold_step"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """With `num_samples`; `check_encoder` has looked at the encoder."""
+        super().load_state_dict(state)
         self.num_samples |= state["num_samples"]
-        logger.info("going on from step %d", self.step)
-        if state["optimizer"] is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
 
     def report(self) -> None:
         """Logs the mean cross-entropy of each scale since the last report, by kind of step."""
@@ -283,7 +249,7 @@ class TransformerTrainer:
         for kind, losses in self._losses.items():
             record[kind] = [round(x, 4) for x in torch.stack(losses).mean(dim=0).tolist()]
             record[f"{kind}_seconds"] = sum(self._seconds[kind]) / len(self._seconds[kind])
-        append_log(self.folders.run / "transformer_log.jsonl", record)
+        append_log(self.folders.log(self.stage), record)
         self._losses.clear()
         self._seconds.clear()
 
@@ -295,5 +261,4 @@ def train_transformer(recipe: Recipe, folders: Folders, minutes: float, num_proc
 
 
 def _train(recipe: Recipe, folders: Folders, minutes: float, is_compiled: bool, peers: Peers) -> None:
-    trainer = TransformerTrainer(recipe, folders, is_compiled, peers)
-    train(trainer, recipe.transformer.schedule, minutes, recipe.checkpoint_seconds, peers.is_leader)
+    TransformerTrainer(recipe, folders, is_compiled, peers).train(minutes)
