@@ -57,15 +57,15 @@ def evaluate(recipe: Recipe, folders: Folders, model: Path) -> dict[str, object]
     logger.info("%s", scores)
     prompts = make_prompts(held_out, settings.num_prompts)
     trials = list(_make_trials(load_folder(model, torch.float32, torch.device("cpu")), prompts, settings))
+    pixels = {name: np.stack([trial.pixels[name] for trial in trials]) for name in EVALUATED}
     judge = Judge(pictures)
-    for name in EVALUATED:
-        pixels = torch.from_numpy(np.stack([trial.pixels[name] for trial in trials]))
-        shares = measure_fidelity(pixels.permute(0, 3, 1, 2) / 127.5 - 1, prompts, judge)
+    for name, images in pixels.items():
+        shares = measure_fidelity(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1, prompts, judge)
         fidelity = {key: round(share, 4) for key, share in shares.items()}
         logger.info("%s %s", name, fidelity)
         if name == "base":
             scores |= fidelity
-    by_strategy = {name: _similarity(trials, name) for name in EVALUATED}
+    by_strategy = {name: ssim(images, pixels["base"]).astype(np.float64) for name, images in pixels.items()}
     scores |= _measure_skipping(trials, prompts, by_strategy, settings)
     _draw_sheets(model, trials, by_strategy)
     return {"num_prompts": len(prompts), **scores}
@@ -117,17 +117,11 @@ def _make_trials(pipeline: Pipeline, prompts: list[Prompt], settings: Evaluation
     return tqdm(made, total=len(requests), unit="image")
 
 
-def _similarity(trials: list[TrialImages], strategy: str) -> np.ndarray:
-    """SSIM to base of each trial's image under a strategy, float64 `(trials,)`."""
-    images, references = (np.stack([trial.pixels[name] for trial in trials]) for name in (strategy, "base"))
-    return ssim(images, references).astype(np.float64)
-
-
 def _measure_skipping(
     trials: list[TrialImages], prompts: list[Prompt], by_strategy: dict[str, np.ndarray], settings: EvaluationRecipe
 ) -> dict[str, object]:
-    """SSIM to base of skip_1, skip_2, skip_3 (means, medians, 5th and 95th percentiles, medians by layout and by
-    pattern) and its rank correlation with the probe.
+    """SSIM to base, of which `by_strategy` has float64 `(trials,)`, of skip_1, skip_2, skip_3 (means, medians, 5th and
+    95th percentiles, medians by layout and by pattern) and its rank correlation with the probe.
 
     `spearman_sobel` and `spearman_fft` are those with skip_3, on the grid of the recipe's `policy_scale`;
     `spearman_latents` with what latents of `FORETOLD_SIDE` cells a side foretell of each strategy, on held-out prompts.

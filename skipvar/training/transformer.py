@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast
 
 from skipvar.errors import InputError
-from skipvar.model.attention import TextLayout, TextPadding
+from skipvar.model.attention import TextPadding
 from skipvar.model.bsq import next_input, quantize, running_sums
 from skipvar.model.rope import rope_table
 from skipvar.model.transformer import TextState, Transformer, block_causal_mask
@@ -89,9 +89,9 @@ class BatchSource:
     def draw(self, lesson: Lesson, num_scales: int, size: int, generator: torch.Generator) -> TrainingBatch:
         """`size` combinations by the lesson's shares, each with one of its captions and bits of `num_scales` scales."""
         chosen = torch.multinomial(self._chances[lesson], size, replacement=True, generator=generator)
-        choices = torch.rand(size, generator=generator, device=self._device).tolist()
-        texts = [_pick(captions(self._training[i]), u) for i, u in zip(chosen.tolist(), choices, strict=True)]
-        ids, lengths = self._tokens.batch(texts)
+        shares = torch.rand(size, generator=generator, device=self._device).tolist()
+        known = [captions(self._training[i]) for i in chosen.tolist()]
+        ids, lengths = self._tokens.batch([one[int(u * len(one))] for one, u in zip(known, shares, strict=True)])
         flips = torch.rand(size, generator=generator, device=self._device) * self._recipe.max_flip_probability
         grids = GRIDS[:num_scales]
         bits = quantize(self._latents[chosen].float(), grids, flip_probability=flips, generator=generator)
@@ -103,10 +103,6 @@ class BatchSource:
             codes=[next_input(s, grid, False) for s, grid in zip(sums, grids[1:], strict=False)],
             targets=torch.cat(bits.targets, dim=1).float(),
         )
-
-
-def _pick(texts: list[str], share: float) -> str:
-    return texts[int(share * len(texts))]
 
 
 class Objective:
@@ -126,7 +122,8 @@ class Objective:
         table = transformer.unconditional_text[: features.shape[1]].expand_as(features)
         features = torch.where(batch.is_unconditional[:, None, None], table, features)
         text = transformer.encode_text(features, batch.lengths, TextPadding.LONGEST)
-        text = self._with_static_shape(text)
+        # One text length and always a mask: the compiled function must see one kind of batch.
+        text = TextState.stack([text], TextPadding.FULL, self._max_text_length)
         num_tokens = SCHEDULE.num_tokens[: batch.num_scales]
         device = features.device
         rope = (self._rope[0][: sum(num_tokens)].to(device), self._rope[1][: sum(num_tokens)].to(device))
@@ -136,18 +133,6 @@ class Objective:
             losses = self._scale_losses(batch.codes, batch.targets, text, rope, self._masks[batch.num_scales])
         weights = torch.tensor(num_tokens, dtype=torch.float32, device=device).sqrt()
         return (losses * weights / weights.sum()).sum(), losses.detach()
-
-    def _with_static_shape(self, text: TextState) -> TextState:
-        """One text length and always a mask: the compiled function must see one kind of batch."""
-        device = text.keys_values.device
-        lengths = torch.tensor(text.layout.lengths, device=device)[:, None]
-        mask = (torch.arange(self._max_text_length, device=device) < lengths)[:, None, None]
-        missing = self._max_text_length - text.keys_values.shape[-2]
-        return dataclasses.replace(
-            text,
-            keys_values=F.pad(text.keys_values, (0, 0, 0, missing)),
-            layout=TextLayout(lengths=(), width=self._max_text_length, groups=[], mask=mask),
-        )
 
     def _compute(
         self, codes: list[Tensor], targets: Tensor, text: TextState, rope: tuple[Tensor, Tensor], mask: Tensor
