@@ -52,14 +52,11 @@ class Replayer:
         forced = forced or {}
         key = (run.same_but_strategy, run.strategy().modes, tuple((k, forced[k].numpy().tobytes()) for k in forced))
         if key not in self._replays:
-            (self._replays[key],) = self._run_batch([run], {scale: bits[None] for scale, bits in forced.items()})
+            (self._replays[key],) = self.run_together([run], {scale: bits[None] for scale, bits in forced.items()})
         return self._replays[key]
 
-    def run_together(self, runs: Sequence[GoldenRun]) -> list[Replay]:
-        """Several runs of one schedule and strategy as one batch, sampled freely."""
-        return self._run_batch(runs, {})
-
-    def _run_batch(self, runs: Sequence[GoldenRun], forced: Mapping[int, Tensor]) -> list[Replay]:
+    def run_together(self, runs: Sequence[GoldenRun], forced: Mapping[int, Tensor] | None = None) -> list[Replay]:
+        """Several runs of one schedule and strategy as one batch; `forced` bits `(B, L, d)` by scale are fed back."""
         first = runs[0]
         rules = SamplingRules(size=str(len(first.grids)), guidance_layers=first.guidance_layers)
         sampler = Sampler(self.pipeline, rules)
@@ -108,7 +105,7 @@ class Replayer:
 
         handles = [record(*recorded) for recorded in _recorded(self.pipeline.transformer)]
         try:
-            self._run_batch([run], {scale: bits[None] for scale, bits in forced.items()})
+            self.run_together([run], {scale: bits[None] for scale, bits in forced.items()})
         finally:
             for handle in handles:
                 handle.remove()
