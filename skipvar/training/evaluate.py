@@ -159,13 +159,13 @@ def _measure_skipping(
 
 
 def _draw_sheets(model: Path, trials: list[TrialImages], by_strategy: dict[str, np.ndarray]) -> None:
-    shown = [
-        Picture(encode_image(trial.pixels["base"], "png"), trial.request.prompt, "base")
-        for trial in trials[:SHEET_IMAGES]
-    ]
+    def picture(trial: TrialImages, name: str, label: str) -> Picture:
+        return Picture(encode_image(trial.pixels[name], "png"), trial.request.prompt, label)
+
+    shown = [picture(trial, "base", "base") for trial in trials[:SHEET_IMAGES]]
     (model / "samples.png").write_bytes(draw_sheet(shown))
     compared = [
-        Picture(encode_image(trial.pixels[name], "png"), trial.request.prompt, f"{name}: {by_strategy[name][i]:.2f}")
+        picture(trial, name, f"{name}: {by_strategy[name][i]:.2f}")
         for i, trial in enumerate(trials[:SKIPPING_PROMPTS])
         for name in EVALUATED
     ]

@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -103,7 +103,7 @@ def run_peers(count: int, work: Callable[[Peers], None]) -> None:
         return
     refusals = torch.multiprocessing.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (count, alone.dtype, Path(folder) / "meet", work, refusals)
+        arguments = (replace(alone, count=count), Path(folder) / "meet", work, refusals)
         try:
             torch.multiprocessing.spawn(_start, args=arguments, nprocs=count)
         except (torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException):
@@ -114,8 +114,7 @@ def run_peers(count: int, work: Callable[[Peers], None]) -> None:
 
 def _start(
     rank: int,
-    count: int,
-    dtype: torch.dtype,
+    peers: Peers,
     meeting_point: Path,
     work: Callable[[Peers], None],
     refusals: "torch.multiprocessing.SimpleQueue[SkipvarError]",
@@ -123,9 +122,11 @@ def _start(
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     torch.set_num_threads(1)
     os.nice(10)  # hours in the background: whoever works at the machine goes first
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=count)
+    peers = replace(peers, rank=rank)
+    meeting = f"file://{meeting_point}"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=peers.count)
     try:
-        work(Peers(rank, count, dtype))
+        work(peers)
     except SkipvarError as error:
         refusals.put(error)
         raise

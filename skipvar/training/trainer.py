@@ -3,6 +3,8 @@
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from skipvar.training.common import Folders, checkpoint_path, load_checkpoint, load_weights, save_checkpoint, telling
 from skipvar.training.muon import Optimizer
-from skipvar.training.parallel import Peers
+from skipvar.training.parallel import Peers, run_peers
 from skipvar.training.recipe import RateSchedule, Recipe, TransformerRecipe, VaeRecipe
 
 logger = logging.getLogger(__name__)
@@ -110,6 +112,15 @@ class Trainer(ABC):
         self.reach_step(state["step"])
         if self.first_cold_step < self.step:  # else its moments are yet to come
             self.optimizer.load_state_dict(state["optimizer"])
+
+
+def train(make: Callable[[Peers], Trainer], minutes: float, num_processes: int) -> None:
+    """Trains what `make` (picklable) gives each process to the end of its schedule, or for `minutes`."""
+    run_peers(num_processes, partial(_train, make, minutes))
+
+
+def _train(make: Callable[[Peers], Trainer], minutes: float, peers: Peers) -> None:
+    make(peers).train(minutes)
 
 
 def rate_factor(schedule: RateSchedule, step: int, first_cold_step: int) -> float:

@@ -23,10 +23,10 @@ from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
 from skipvar.training.common import Folders, append_log, checkpoint_path, load_averaged, load_checkpoint
 from skipvar.training.data import captions, split_combinations
 from skipvar.training.muon import Optimizer
-from skipvar.training.parallel import Peers, run_peers
+from skipvar.training.parallel import Peers
 from skipvar.training.recipe import GRIDS, MODEL, SCHEDULE, Lesson, Recipe, StepKind
 from skipvar.training.text import CaptionTokens, build_text_encoder, build_tokenizer, encode_captions
-from skipvar.training.trainer import Trainer
+from skipvar.training.trainer import Trainer, train
 from skipvar.training.vae import encoder_sha256, load_autoencoder
 
 _SHORT = 256
@@ -242,8 +242,4 @@ class TransformerTrainer(Trainer):
 def train_transformer(recipe: Recipe, folders: Folders, minutes: float, num_processes: int, is_compiled: bool) -> None:
     """Trains to the end of the recipe's schedule, or for `minutes`; goes on from the checkpoint if there is one."""
     check_encoder(folders)
-    run_peers(num_processes, partial(_train, recipe, folders, minutes, is_compiled))
-
-
-def _train(recipe: Recipe, folders: Folders, minutes: float, is_compiled: bool, peers: Peers) -> None:
-    TransformerTrainer(recipe, folders, is_compiled, peers).train(minutes)
+    train(partial(TransformerTrainer, recipe, folders, is_compiled), minutes, num_processes)

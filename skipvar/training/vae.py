@@ -27,9 +27,9 @@ from skipvar.training.common import (
 )
 from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations
 from skipvar.training.muon import Optimizer
-from skipvar.training.parallel import Peers, lone_process, run_peers
+from skipvar.training.parallel import Peers, lone_process
 from skipvar.training.recipe import GRIDS, MODEL, NUM_SCALES, Recipe, VaeRecipe
-from skipvar.training.trainer import Trainer
+from skipvar.training.trainer import Trainer, train
 
 logger = logging.getLogger(__name__)
 
@@ -151,11 +151,7 @@ class VaeTrainer(Trainer):
 
 def train_vae(recipe: Recipe, folders: Folders, minutes: float, num_processes: int) -> None:
     """Trains to the end of the recipe's schedule, or for `minutes`; goes on from the checkpoint if there is one."""
-    run_peers(num_processes, partial(_train, recipe, folders, minutes))
-
-
-def _train(recipe: Recipe, folders: Folders, minutes: float, peers: Peers) -> None:
-    VaeTrainer(recipe, folders, peers).train(minutes)
+    train(partial(VaeTrainer, recipe, folders), minutes, num_processes)
 
 
 @torch.no_grad()
