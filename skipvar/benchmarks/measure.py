@@ -116,24 +116,20 @@ def write_inputs(folder: Path, num_rows: int) -> list[Path]:
 
 def measure_plans(num_rows: int, show: Callable[[str], None]) -> dict[str, Any]:
     """Plan a Parquet and a text input of so many rows, each in a process of its own, and report its peak memory."""
+    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         result: dict[str, Any] = {"rows": num_rows}
         for path in write_inputs(Path(folder), num_rows):
-            found = measure_planning(path)
+            with context.Pool(1) as pool:
+                found = pool.apply(_plan, (str(path),))
             memory = f"{found['peak_bytes'] / 1e6:.0f} MB"
             show(f"{path.suffix[1:]}: {num_rows:,} rows planned in {found['seconds']:.1f} s, peak memory {memory}")
             result[path.suffix[1:]] = found
     return result
 
 
-def measure_planning(path: Path) -> dict[str, Any]:
-    """Seconds and peak memory of a fresh process that plans this input with all that a driver imports."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_plan, (str(path),))
-
-
 def _plan(path: str) -> dict[str, Any]:
+    """Seconds and peak memory of this process, which plans an input with all that a driver imports."""
     import skipvar.distributed.generate  # noqa: F401  (the driver's imports count too)
 
     started = time.perf_counter()

@@ -24,12 +24,11 @@ from skipvar.training.common import Folders
 from skipvar.training.data import fetch_packages
 from skipvar.training.evaluate import evaluate
 from skipvar.training.export import export
-from skipvar.training.latents import encode_latents
 from skipvar.training.parallel import LOG_FORMAT
 from skipvar.training.recipe import Recipe
 from skipvar.training.start import PARTS, restore
 from skipvar.training.transformer import train_transformer
-from skipvar.training.vae import train_vae
+from skipvar.training.vae import encode_latents, train_vae
 
 ALL = ("data", "vae", "encode", "transformer", "export", "evaluate")
 TRAINING = ("vae", "transformer")
@@ -94,12 +93,8 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     recipe = Recipe()
     if arguments.prompts:
         recipe = replace(recipe, evaluation=replace(recipe.evaluation, num_prompts=arguments.prompts))
-    part = recipe.transformer if arguments.command == "transformer" else recipe.vae
-    schedule = replace(
-        part.schedule,
-        num_steps=arguments.steps or part.schedule.num_steps,
-        decay_steps=arguments.decay_steps or part.schedule.decay_steps,
-    )
-    if arguments.command == "transformer":
-        return replace(recipe, transformer=replace(recipe.transformer, schedule=schedule))
-    return replace(recipe, vae=replace(recipe.vae, schedule=schedule))
+    part = "transformer" if arguments.command == "transformer" else "vae"
+    settings = getattr(recipe, part)
+    wanted = {"num_steps": arguments.steps, "decay_steps": arguments.decay_steps}
+    schedule = replace(settings.schedule, **{name: number for name, number in wanted.items() if number})
+    return replace(recipe, **{part: replace(settings, schedule=schedule)})

@@ -1,7 +1,8 @@
 """A case of parity: what was compared, how far apart it was, and the verdict."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,8 @@ class Case:
     problems: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
     """The largest of each kind."""
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    """Of what was looked at; they decide nothing."""
 
     @property
     def passed(self) -> bool:
@@ -50,10 +52,6 @@ class Case:
             return
         self.measure(kind, (ours.double() - golden.double()).abs().max().item(), tolerance)
 
-    def count(self, what: str, number: int) -> None:
-        """Adds `number` to what was counted under this name before; counts decide nothing."""
-        self.counts[what] = self.counts.get(what, 0) + number
-
     def expect_equal(self, what: str, ours: Any, golden: Any) -> None:
         """Notes a problem, with both values, where they differ; for plain values, not for tensors."""
         if ours != golden:
@@ -70,24 +68,3 @@ class Case:
 
 Check = Callable[[Case], None]
 """Fills in a case."""
-
-
-def merge(cases: Iterable[Case]) -> Case:
-    """The largest errors and the sums of counts."""
-    merged = Case("")
-    for case in cases:
-        for kind, value in case.errors.items():
-            merged.measure(kind, value)
-        for what, number in case.counts.items():
-            merged.count(what, number)
-    return merged
-
-
-def judge(name: str, check: Check) -> Case:
-    """Runs one check. Whatever breaks in it is its verdict: the other cases go on."""
-    case = Case(name)
-    try:
-        check(case)
-    except Exception as error:
-        case.problems.append(f"{type(error).__name__}: {str(error)[:300]}")
-    return case

@@ -1,24 +1,18 @@
 """Compares what we made with what the reference gave: logits, bits, sums, images, probes."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skipvar.model.bsq import Grid, latent_grid, resize_linear
-from skipvar.parity.case import (
-    FLIP_MARGIN,
-    LOGIT_TOLERANCE,
-    PIXEL_TOLERANCE,
-    PROBE_TOLERANCE,
-    SUM_TOLERANCE,
-    Case,
-)
-from skipvar.parity.golden import DECISION_INDEX, PROBE_GRID_INDEX, GoldenFolder, GoldenRun
-from skipvar.parity.replay import Replay, Replayer
-from skipvar.parity.tables import decide
+from skipvar.model.bsq import latent_grid, resize_linear
+from skipvar.model.pipeline import Pipeline
+from skipvar.parity.case import FLIP_MARGIN, LOGIT_TOLERANCE, PIXEL_TOLERANCE, PROBE_TOLERANCE, SUM_TOLERANCE, Case
+from skipvar.parity.golden import PROBE_GRID_INDEX, GoldenProbe, GoldenRun
+from skipvar.parity.replay import Replay
+from skipvar.skip.policy import LogisticPolicy
+from skipvar.skip.probe import take_probe
 
 
 def compare_logits(case: Case, run: GoldenRun, replay: Replay, scale: int, tolerance: float | None) -> None:
@@ -38,14 +32,14 @@ def compare_logits(case: Case, run: GoldenRun, replay: Replay, scale: int, toler
 
 def compare_bits(case: Case, replay: Replay, scale: int, golden: Tensor, *, is_free: bool) -> None:
     """Counts bits `(L, d)` of a scale that differ: a problem in a free run, and at margins of `FLIP_MARGIN` or more."""
-    case.count("bits", golden.numel())
+    case.counts["bits"] += golden.numel()
     if replay.bits[scale].shape != golden.shape:
         case.problems.append(f"bits of scale {scale} have shape {tuple(replay.bits[scale].shape)}")
         return
     is_different = replay.bits[scale] != golden
     if num_different := int(is_different.sum()):
         margin = replay.margins(scale)[is_different].max().item()
-        case.count("bits_different", num_different)
+        case.counts["bits_different"] += num_different
         case.measure("margin_of_different_bits", margin)
         if is_free or not margin < FLIP_MARGIN:
             case.problems.append(f"{num_different} bits of scale {scale} differ, at margins up to {margin:.1e}")
@@ -79,49 +73,33 @@ def compare_image(case: Case, golden: Mapping[str, Tensor], pixels: Tensor, deco
         case.compare("decoded_error", decoded[:, :height, :width], golden["decoded_rgb_crop"], LOGIT_TOLERANCE)
 
 
-def compare_probe(case: Case, golden: GoldenFolder, run: GoldenRun, replay: Replay, replayer: Replayer) -> None:
-    """Features of a run's probe, the policies' decisions by them, and the sums and decoded corners behind them."""
-    old, new = replay.sums[DECISION_INDEX - 1], replay.sums[DECISION_INDEX]
-    compare_features(case, golden, replayer, (old, new), run.grids, run.content["probe_features"], run.content)
-    compare_probe_tensors(case, replayer, (old, new), run.grids, run.tensors, "probe_")
-
-
-def compare_features(
-    case: Case,
-    golden: GoldenFolder,
-    replayer: Replayer,
-    sums: tuple[Tensor, Tensor],
-    grids: Sequence[Grid],
-    features: Mapping[str, float],
-    content: Mapping[str, Any],
+def compare_probe(
+    case: Case, probe: GoldenProbe, policies: Mapping[str, LogisticPolicy], pipeline: Pipeline, old: Tensor, new: Tensor
 ) -> None:
-    """Features of the probe, and what each published policy makes of ours."""
-    probe = replayer.probe(*sums, grids)
-    ours = {"sobel_l1_difference": probe.sobel_change, "fft_high_frequency_ratio": probe.fft_high_frequency_ratio}
+    """Features of the probe that takes running sums `old` and `new (dv, h, w)`, what each published policy makes of
+    them, and the decoded sums behind them."""
+    grid = latent_grid(probe.grids[PROBE_GRID_INDEX], pipeline.config.transformer.spatial_patchify)
+    (taken,) = take_probe(pipeline.decode, old[None], new[None], grid)
+    ours = {
+        "sobel_l1_difference": taken.sobel_change,
+        "fft_high_frequency_ratio": taken.fft_high_frequency_ratio,
+    }
     for name, value in ours.items():
-        case.measure("probe_error", abs(value - features[name]) / abs(features[name]), PROBE_TOLERANCE)
-    for model, decision in content.get("natural_decision", {}).items():
-        if model in golden.policies:
-            case.expect_equal(f"decision of {model}", decide(golden.policies[model], *ours.values()), decision)
-            case.count("decisions", 1)
-
-
-def compare_probe_tensors(
-    case: Case,
-    replayer: Replayer,
-    sums: tuple[Tensor, Tensor],
-    grids: Sequence[Grid],
-    golden: Mapping[str, Tensor],
-    prefix: str,
-) -> None:
-    """The resized sums that the probe decodes, and corners of what comes out."""
-    grid = latent_grid(grids[PROBE_GRID_INDEX], replayer.pipeline.config.transformer.spatial_patchify)
-    for name, code_sum in zip(("old", "new"), sums, strict=True):
+        case.measure("probe_error", abs(value - probe.features[name]) / abs(probe.features[name]), PROBE_TOLERANCE)
+    for model in probe.decisions.keys() & policies.keys():
+        case.expect_equal(f"decision of {model}", decide(policies[model], *ours.values()), probe.decisions[model])
+        case.counts["decisions"] += 1
+    for name, code_sum in (("old", old), ("new", new)):
         small = resize_linear(code_sum[None], grid)
-        if (key := f"{prefix}latent_{name}") in golden:
-            case.compare("sum_error", small[0], golden[key], SUM_TOLERANCE)
-        if (key := f"{prefix}image_{name}_crop") in golden:
-            height, width = golden[key].shape[-2:]
+        if (key := f"latent_{name}") in probe.tensors:
+            case.compare("sum_error", small[0], probe.tensors[key], SUM_TOLERANCE)
+        if (key := f"image_{name}_crop") in probe.tensors:
+            height, width = probe.tensors[key].shape[-2:]
             with torch.inference_mode():
-                image = replayer.pipeline.decode(small)[0, :, :height, :width]
-            case.compare("decoded_error", image, golden[key], LOGIT_TOLERANCE)
+                image = pipeline.decode(small)[0, :, :height, :width]
+            case.compare("decoded_error", image, probe.tensors[key], LOGIT_TOLERANCE)
+
+
+def decide(policy: LogisticPolicy, sobel_change: float, fft_ratio: float) -> str:
+    """A decision under the reference's name (`skip3` for our `skip_3`)."""
+    return policy.choose((sobel_change, fft_ratio)).strategy.replace("_", "")

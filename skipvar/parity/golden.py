@@ -26,6 +26,7 @@ from skipvar.model.transformer import Transformer
 from skipvar.model.vae import Decoder
 from skipvar.skip.features import DecodedProbe
 from skipvar.skip.policy import LogisticPolicy, LogisticStage
+from skipvar.skip.policy_file import stage_from_json
 from skipvar.skip.strategy import Mode, Strategy
 from skipvar.types import Request
 
@@ -61,14 +62,29 @@ def ratio_of(grids: Sequence[Grid]) -> float:
     raise InputError(f"no schedule of the model starts with {list(grids)}")
 
 
-def unpack_bits(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[int, Tensor]:
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by the rest of their names, in its order."""
+    return {name.removeprefix(prefix): tensors[name] for name in sorted(tensors) if name.startswith(prefix)}
+
+
+def unpack_bits(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
     """Bits `(L, d)` bool of the scales that a file stores."""
-    marker = f"{prefix}bits_packed_"
     return {
-        int(name.removeprefix(marker)): torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1)).bool()
-        for name, packed in sorted(tensors.items())
-        if name.startswith(marker)
+        int(scale): torch.from_numpy(np.unpackbits(packed.numpy(), axis=-1)).bool()
+        for scale, packed in below("bits_packed_", tensors).items()
     }
+
+
+@dataclass(frozen=True)
+class GoldenProbe:
+    """A probe of the reference."""
+
+    grids: tuple[Grid, ...]
+    features: Mapping[str, float]
+    decisions: Mapping[str, str]
+    """What each published policy makes of the features."""
+    tensors: Mapping[str, Tensor]
+    """The resized sums that were decoded, and corners of what came out, as far as they are stored."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +110,14 @@ class GoldenRun:
     def bits(self) -> dict[int, Tensor]:
         """`(L, d)` bool of the scales that this run stores."""
         return unpack_bits(self.tensors)
+
+    @property
+    def probe(self) -> GoldenProbe | None:
+        """The run's own, if it took one."""
+        if "probe_features" not in self.content:
+            return None
+        decisions = self.content.get("natural_decision", {})
+        return GoldenProbe(self.grids, self.content["probe_features"], decisions, below("probe_", self.tensors))
 
     @property
     def min_margin(self) -> float:
@@ -199,25 +223,17 @@ class GoldenPart:
             schedules=SCHEDULES,
         )
 
-    def load_decoder(self) -> Decoder:
-        """The part's VAE decoder in float32 on the CPU, without gradients."""
-        decoder = Decoder(self.config.vae)
-        decoder.load_state_dict(decoder_weights(decoder, self.folder / "vae.safetensors"))
-        return decoder.eval().requires_grad_(False)
-
     def load_pipeline(self) -> Pipeline:
-        """The part's model in float32 on the CPU, rows padded as the engine does there."""
-        transformer = Transformer(self.config.transformer)
+        """The part's model in float32 on the CPU, without gradients, rows padded as the engine does there."""
+        transformer, decoder = Transformer(self.config.transformer), Decoder(self.config.vae)
         transformer.load_state_dict(transformer_weights(transformer, self.folder / "transformer.safetensors"))
+        decoder.load_state_dict(decoder_weights(decoder, self.folder / "vae.safetensors"))
         set_row_padding(transformer, 16)
-        prompts = load_file(self.folder / "prompts.safetensors")
-        marker = "kv_compact_"
-        features = {name.removeprefix(marker): rows for name, rows in prompts.items() if name.startswith(marker)}
         return Pipeline(
             config=self.config,
             transformer=transformer.eval().requires_grad_(False),
-            decoder=self.load_decoder(),
-            text_encoder=StoredFeatures(features),
+            decoder=decoder.eval().requires_grad_(False),
+            text_encoder=StoredFeatures(below("kv_compact_", load_file(self.folder / "prompts.safetensors"))),
             dtype=torch.float32,
             device=torch.device("cpu"),
             weights_sha256={},
@@ -279,10 +295,4 @@ def _policy(name: str, stages: Mapping[str, Any]) -> LogisticPolicy:
 
 
 def _stage(content: Mapping[str, Any]) -> LogisticStage:
-    return LogisticStage(
-        classes=tuple(content["classes"]),
-        coef=tuple(tuple(row) for row in content["coef"]),
-        intercept=tuple(content["intercept"]),
-        mean=tuple(content["scaler_mean"]),
-        scale=tuple(content["scaler_scale"]),
-    )
+    return stage_from_json({**content, "mean": content["scaler_mean"], "scale": content["scaler_scale"]})

@@ -1,18 +1,20 @@
 """Makes the images of golden runs with our own code, and remembers what every scale gave."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from skipvar.engine.sampler import Sampler, SamplingRules, bit_thresholds, sample_bits
-from skipvar.model.bsq import Grid, latent_grid
 from skipvar.model.pipeline import Pipeline, to_uint8
-from skipvar.parity.golden import DECISION_INDEX, PROBE_GRID_INDEX, GoldenRun
-from skipvar.skip.probe import take_probe
-from skipvar.types import Probe
+from skipvar.model.transformer import Transformer
+from skipvar.parity.golden import DECISION_INDEX, GoldenRun
+
+_Pick = Callable[[tuple[Any, ...], Tensor], Tensor]
 
 
 @dataclass
@@ -50,14 +52,11 @@ class Replayer:
         forced = forced or {}
         key = (run.same_but_strategy, run.strategy().modes, tuple((k, forced[k].numpy().tobytes()) for k in forced))
         if key not in self._replays:
-            (self._replays[key],) = self._run_batch([run], {scale: bits[None] for scale, bits in forced.items()})
+            (self._replays[key],) = self.run_together([run], {scale: bits[None] for scale, bits in forced.items()})
         return self._replays[key]
 
-    def run_together(self, runs: Sequence[GoldenRun]) -> list[Replay]:
-        """Several runs of one schedule and strategy as one batch, sampled freely."""
-        return self._run_batch(runs, {})
-
-    def _run_batch(self, runs: Sequence[GoldenRun], forced: Mapping[int, Tensor]) -> list[Replay]:
+    def run_together(self, runs: Sequence[GoldenRun], forced: Mapping[int, Tensor] | None = None) -> list[Replay]:
+        """Several runs of one schedule and strategy as one batch; `forced` bits `(B, L, d)` by scale are fed back."""
         first = runs[0]
         rules = SamplingRules(size=str(len(first.grids)), guidance_layers=first.guidance_layers)
         sampler = Sampler(self.pipeline, rules)
@@ -97,68 +96,51 @@ class Replayer:
         assert replay.decoded is not None
         return to_uint8(replay.decoded[None])[0]
 
-    def probe(self, old: Tensor, new: Tensor, grids: Sequence[Grid]) -> Probe:
-        """The probe of two running sums `(dv, h, w)`, at the grid that the reference takes."""
-        grid = latent_grid(grids[PROBE_GRID_INDEX], self.pipeline.config.transformer.spatial_patchify)
-        return take_probe(self.pipeline.decode, old[None], new[None], grid)[0]
-
     def intermediates(self, run: GoldenRun, forced: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """What the modules of a guided run take and give, under the golden names; the run is made anew."""
-        recorder = _Recorder(self.pipeline.transformer)
+        calls: dict[str, list[Tensor]] = defaultdict(list)
+
+        def record(name: str, module: nn.Module, pick: _Pick) -> RemovableHandle:
+            return module.register_forward_hook(lambda _, args, out: calls[name].append(pick(args, out)))
+
+        handles = [record(*recorded) for recorded in _recorded(self.pipeline.transformer)]
         try:
-            self._run_batch([run], {scale: bits[None] for scale, bits in forced.items()})
+            self.run_together([run], {scale: bits[None] for scale, bits in forced.items()})
         finally:
-            recorder.remove()
-        return recorder.tensors
+            for handle in handles:
+                handle.remove()
+        found: dict[str, Tensor] = {}
+        for name, tensors in calls.items():
+            if name.startswith(
+                "pre."
+            ):  # the text's own modules run once a branch: conditional, then unconditional rows
+                found[name] = torch.cat(tensors)
+            elif name == "word_embed_input":  # the first scale has no tokens to embed
+                found |= {f"{name}.scale{scale}": tensor for scale, tensor in enumerate(tensors, start=1)}
+            else:
+                found |= {f"scale{scale}.{name}": tensor for scale, tensor in enumerate(tensors)}
+        return found
 
 
-class _Recorder:
-    """Hooks on the transformer's modules."""
+def _recorded(transformer: Transformer) -> Iterator[tuple[str, nn.Module, _Pick]]:
+    """Golden name, module, and which of what the module takes and gives has that name."""
 
-    def __init__(self, transformer: nn.Module) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self._scale = -1
-        self._handles = [hook for part in (self._text(transformer), self._scales(transformer)) for hook in part]
+    def taken(args: tuple[Any, ...], _: Tensor) -> Tensor:
+        return args[0]
 
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+    def given(_: tuple[Any, ...], out: Tensor) -> Tensor:
+        return out
 
-    def _text(self, transformer: Any) -> Iterator[Any]:
-        """The text's own modules run once a branch: conditional, then unconditional rows."""
-
-        def append(name: str, pick: Callable[[Any, Tensor], Tensor]) -> Callable[[nn.Module, Any, Tensor], None]:
-            return lambda _, args, out: self._append(f"pre.{name}", pick(args, out))
-
-        yield transformer.text_up.register_forward_hook(append("text_norm", lambda args, _: args[0][0]))
-        yield transformer.text_down.register_forward_hook(append("ca_kv", lambda _, out: out[0]))
-        yield transformer.text_pooling.register_forward_hook(append("sos", lambda _, out: out))
-        unflatten = append("gss", lambda _, out: out.unflatten(-1, (1, 6, -1)))
-        yield transformer.shared_modulation.register_forward_hook(unflatten)
-
-    def _append(self, name: str, rows: Tensor) -> None:
-        self.tensors[name] = torch.cat([self.tensors[name], rows]) if name in self.tensors else rows
-
-    def _scales(self, transformer: Any) -> Iterator[Any]:
-        yield transformer.blocks[0].register_forward_pre_hook(lambda *_: self._next_scale())
-        yield transformer.token_embedding.register_forward_pre_hook(self._keep_codes)
-        yield self._record(transformer.head, "head_nm.out", "head.out")
-        for index, block in enumerate(transformer.blocks):
-            yield self._record(block, f"block{index}.in", f"block{index}.out")
-            yield self._record(block.self_attention, None, f"block{index}.sa")
-            yield self._record(block.cross_attention, None, f"block{index}.ca")
-            yield self._record(block.mlp, None, f"block{index}.ffn")
-
-    def _keep_codes(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        self.tensors[f"word_embed_input.scale{self._scale + 1}"] = args[0]
-
-    def _next_scale(self) -> None:
-        self._scale += 1
-
-    def _record(self, module: nn.Module, taken: str | None, given: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-            if taken:
-                self.tensors[f"scale{self._scale}.{taken}"] = args[0]
-            self.tensors[f"scale{self._scale}.{given}"] = out
-
-        return module.register_forward_hook(hook)
+    yield "pre.text_norm", transformer.text_up, lambda args, _: args[0][0]
+    yield "pre.ca_kv", transformer.text_down, lambda _, out: out[0]
+    yield "pre.sos", transformer.text_pooling, given
+    yield "pre.gss", transformer.shared_modulation, lambda _, out: out.unflatten(-1, (1, 6, -1))
+    yield "word_embed_input", transformer.token_embedding, taken
+    yield "head_nm.out", transformer.head, taken
+    yield "head.out", transformer.head, given
+    blocks: Any = transformer.blocks
+    for index, block in enumerate(blocks):
+        yield f"block{index}.in", block, taken
+        yield f"block{index}.out", block, given
+        for name, module in (("sa", block.self_attention), ("ca", block.cross_attention), ("ffn", block.mlp)):
+            yield f"block{index}.{name}", module, given

@@ -77,25 +77,20 @@ def _confetti(x: Tensor, y: Tensor) -> Tensor:
     return _soft(_CONFETTI_RADIUS - distances.amin(dim=0))
 
 
-def _second_share(background: Background, x: Tensor, y: Tensor) -> Tensor:
-    """Share of the second colour at the pixels' middles `x`, `y`, both float32 (side, side)."""
-    if background.pattern == "plain":
-        return torch.zeros_like(x)
-    return _SHAPES[background.pattern](x, y)
-
-
 def _soft(depth: Tensor) -> Tensor:
     """Share of the second colour of a pixel whose middle lies `depth` pixels inside the shape."""
     return (depth + 0.5).clamp(0, 1)
 
 
 _SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "plain": lambda x, _: torch.zeros_like(x),
     "striped": _striped,
     "dotted": _dotted,
     "checked": _checked,
     "confetti": _confetti,
 }
-PATTERNS = ("plain", *_SHAPES)
+"""Share of the second colour at the pixels' middles `x`, `y`, both float32 (side, side)."""
+PATTERNS = tuple(_SHAPES)
 
 BACKGROUNDS = tuple(Background(color, pattern) for pattern in PATTERNS for color in COLORS)
 """All of them; the plain ones come first."""
@@ -135,7 +130,7 @@ def paint(background: Background, side: int) -> Tensor:
     """float32 `(3, side, side)`: red, green, blue from 0 to 255."""
     middles = torch.arange(side, dtype=torch.float32) + 0.5
     y, x = torch.meshgrid(middles, middles, indexing="ij")
-    share = _second_share(background, x, y)
+    share = _SHAPES[background.pattern](x, y)
     first, second = (
         torch.tensor(colors[background.color], dtype=torch.float32)[:, None, None]
         for colors in (COLORS, _SECOND_COLORS)

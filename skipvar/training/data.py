@@ -4,11 +4,14 @@ Source: npm `@lobehub/fluent-emoji-3d` (Microsoft's Fluent emoji, MIT) for the p
 `emoji-datasource-google` for names. The packages are fetched by `python -m jobs.train_emoji data` and never committed.
 """
 
+import contextlib
 import json
 import subprocess
 import tarfile
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -69,12 +72,7 @@ class Combination:
 
 def all_combinations() -> list[Combination]:
     """Every (object, background, layout), in a fixed order."""
-    return [
-        Combination(o, b, layout)
-        for o in range(len(OBJECTS))
-        for b in range(len(BACKGROUNDS))
-        for layout in range(len(LAYOUT_SIDES))
-    ]
+    return [Combination(*which) for which in product(*(range(len(of)) for of in (OBJECTS, BACKGROUNDS, LAYOUT_SIDES)))]
 
 
 def split_combinations(recipe: Recipe) -> tuple[list[Combination], list[Combination]]:
@@ -150,22 +148,24 @@ def _find_archive(folder: Path, prefix: str) -> Path:
 def _read_codes(folder: Path) -> dict[str, str]:
     """Short name to the code points that name the picture's file."""
     with tarfile.open(_find_archive(folder, "emoji-datasource-google")) as tar:
-        member = tar.extractfile("package/emoji.json")
-        assert member is not None
-        return {entry["short_name"]: entry["unified"].lower() for entry in json.load(member)}
+        entries = json.load(_member(tar, "package/emoji.json"))
+    return {entry["short_name"]: entry["unified"].lower() for entry in entries}
 
 
 def _read_emoji(tar: tarfile.TarFile, code: str) -> Image.Image:
     """The picture as RGBa: premultiplied, so that resizing does not mix in the colour of transparent pixels."""
-    names = set(tar.getnames())
     # Some files are named without the variation selector that the name list gives.
-    candidates = [f"package/assets/{name}.webp" for name in (code, code.split("-")[0])]
-    path = next((p for p in candidates if p in names), None)
-    if path is None:
-        raise InputError(f"the picture package lacks {candidates[0]}")
-    member = tar.extractfile(path)
+    for name in (code, code.split("-")[0]):
+        with contextlib.suppress(KeyError):
+            return Image.open(_member(tar, f"package/assets/{name}.webp")).convert("RGBA").convert("RGBa")
+    raise InputError(f"the picture package lacks package/assets/{code}.webp")
+
+
+def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
+    """A file of an archive; raises `KeyError` where there is none."""
+    member = tar.extractfile(name)
     assert member is not None
-    return Image.open(member).convert("RGBA").convert("RGBa")
+    return member
 
 
 def _layer(emoji: Image.Image, image_side: int, layout: int) -> np.ndarray:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from skipvar.config import EngineConfig, ModelSection, RunConfig
@@ -28,7 +27,7 @@ from skipvar.training.export import load_exported_autoencoder
 from skipvar.training.judge import Judge, Prompt, make_prompts, measure_fidelity
 from skipvar.training.parallel import CPU
 from skipvar.training.recipe import NUM_SCALES, EvaluationRecipe, Recipe
-from skipvar.training.vae import Autoencoder, measure_psnr, reconstruct
+from skipvar.training.vae import Autoencoder, measure_psnr, reconstruct, to_pixels
 from skipvar.types import Image, Request, Trial
 
 logger = logging.getLogger(__name__)
@@ -58,10 +57,10 @@ def evaluate(recipe: Recipe, folders: Folders, model: Path) -> dict[str, object]
     logger.info("%s", scores)
     prompts = make_prompts(held_out, settings.num_prompts)
     trials = _make_trials(model, prompts, settings)
+    pixels = {name: np.stack([trial.pixels[name] for trial in trials]) for name in EVALUATED}
     judge = Judge(pictures)
-    for name in EVALUATED:
-        pixels = torch.from_numpy(np.stack([trial.pixels[name] for trial in trials]))
-        shares = measure_fidelity(pixels.permute(0, 3, 1, 2) / 127.5 - 1, prompts, judge)
+    for name, images in pixels.items():
+        shares = measure_fidelity(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1, prompts, judge)
         fidelity = {key: round(share, 4) for key, share in shares.items()}
         logger.info("%s %s", name, fidelity)
         if name == "base":
@@ -82,7 +81,7 @@ def _measure_truncation(
     result = {}
     for pattern, chosen in _by_pattern(combinations).items():
         images = pictures.compose([combinations[i] for i in chosen])
-        full, *shorter = (_to_pixels(reconstruct(autoencoder, images, NUM_SCALES - dropped)) for dropped in range(4))
+        full, *shorter = (to_pixels(reconstruct(autoencoder, images, NUM_SCALES - dropped)) for dropped in range(4))
         result[pattern] = [round(float(ssim(pixels, full).mean()), 4) for pixels in shorter]
     return result
 
@@ -93,11 +92,6 @@ def _by_pattern(combinations: list[Combination]) -> dict[str, list[int]]:
     for position, combination in enumerate(combinations):
         found[BACKGROUNDS[combination.background_index].pattern].append(position)
     return {pattern: positions for pattern, positions in found.items() if positions}
-
-
-def _to_pixels(images: Tensor) -> np.ndarray:
-    """`(B, 3, H, W)` in [-1, 1] to `(B, H, W, 3)` uint8."""
-    return ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def _make_trials(model: Path, prompts: list[Prompt], settings: EvaluationRecipe) -> list[Trial]:
@@ -127,21 +121,21 @@ def _make_trials(model: Path, prompts: list[Prompt], settings: EvaluationRecipe)
             for position, prompt in enumerate(prompts)
         ]
     )
-    trials = []
+    trials: dict[int, Trial] = {}
     with tqdm(total=len(prompts), unit="image") as progress:
         while engine.num_pending:
             for image in engine.step(flush=True):
                 assert isinstance(image, Image) and image.trial is not None, image
-                trials.append(image.trial)
+                trials[image.request.position] = image.trial
                 progress.update()
-    return trials
+    return [trials[position] for position in range(len(prompts))]
 
 
 def _measure_skipping(
     trials: list[Trial], prompts: list[Prompt], by_strategy: dict[str, np.ndarray], settings: EvaluationRecipe
 ) -> dict[str, object]:
-    """SSIM to base of skip_1, skip_2, skip_3 (means, medians, 5th and 95th percentiles, medians by layout and by
-    pattern) and its rank correlation with the probe.
+    """SSIM to base, of which `by_strategy` has float64 `(trials,)`, of skip_1, skip_2, skip_3 (means, medians, 5th and
+    95th percentiles, medians by layout and by pattern) and its rank correlation with the probe.
 
     `spearman_sobel` and `spearman_fft` are those with skip_3, on the grid of the recipe's `policy_scale`;
     `spearman_latents` with what latents of `FORETOLD_SIDE` cells a side foretell of each strategy, on held-out prompts.

@@ -22,9 +22,7 @@ from skipvar.training.objects import OBJECTS
 from skipvar.training.recipe import MODEL, Recipe
 from skipvar.training.text import build_tokenizer, save_text_encoder
 from skipvar.training.transformer import check_encoder, load_text_to_bits
-from skipvar.training.transformer import checkpoint_path as transformer_checkpoint
 from skipvar.training.vae import Autoencoder, load_autoencoder
-from skipvar.training.vae import checkpoint_path as vae_checkpoint
 
 MAX_BYTES = 30_000_000
 
@@ -69,15 +67,15 @@ def load_exported_autoencoder(source: Path) -> Autoencoder:
 
 def _training_record(recipe: Recipe, folders: Folders) -> dict[str, Any]:
     """Steps, samples and last losses of both networks, and what came before this run."""
-    transformer = load_checkpoint(transformer_checkpoint(folders), "transformer")
+    transformer = load_checkpoint(folders.run, "transformer")
     record: dict[str, Any] = {
         "seed": recipe.seed,
         "transformer": {"step": transformer["step"], "num_samples": transformer["num_samples"]},
-        "vae": {"step": load_checkpoint(vae_checkpoint(folders), "vae")["step"]},
+        "vae": {"step": load_checkpoint(folders.run, "vae")["step"]},
         "history": read_history(folders.history),
     }
     for name, kinds in (("vae", ("psnr_1", "psnr_4", "psnr_9")), ("transformer", ("coarse", "early", "full"))):
-        log = folders.run / f"{name}_log.jsonl"
+        log = folders.log(name)
         lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         for kind in kinds:
             values = [line[kind] for line in lines if kind in line]

@@ -27,48 +27,16 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype, num_steps: int = 5) -> T
     return (x.mT if is_tall else x).to(matrices.dtype)
 
 
-class Muon:
-    """Nesterov momentum whose update is orthogonalised; matrices of one shape go through it as one stack.
-
-    A convolution counts as the matrix `(out, in * kernel)`. A fused query-key-value matrix `(m*C, C)` with `m` 2 or 3
-    is treated as `m` square ones.
-    """
-
-    def __init__(self, matrices: list[nn.Parameter], momentum: float, weight_decay: float, dtype: torch.dtype) -> None:
-        self.matrices = matrices
-        self._dtype = dtype
-        self._momentum = momentum
-        self._weight_decay = weight_decay
-        self.buffers = [torch.zeros_like(p) for p in matrices]
-
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """Decays and updates every matrix in place at learning rate `rate`; all must have gradients."""
-        gradients = [p.grad for p in self.matrices if p.grad is not None]
-        assert len(gradients) == len(self.matrices)
-        torch._foreach_lerp_(self.buffers, gradients, 1 - self._momentum)
-        updates = torch._foreach_lerp(gradients, self.buffers, self._momentum)
-        stacks: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
-        targets: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
-        for parameter, update in zip(self.matrices, updates, strict=True):
-            rows, columns = update.flatten(1).shape
-            parts = rows // columns if rows in (2 * columns, 3 * columns) else 1
-            halves = (x.flatten(1).chunk(parts) for x in (update, parameter.data))
-            for piece, target in zip(*halves, strict=True):
-                shape = (piece.shape[0], piece.shape[1])
-                stacks[shape].append(piece)
-                targets[shape].append(target)
-        for shape, pieces in stacks.items():
-            # 0.2 * sqrt(longer side) gives an update the size that AdamW's would have (Moonlight, arXiv 2502.16982).
-            scale = rate * 0.2 * max(shape) ** 0.5
-            torch._foreach_mul_(targets[shape], 1 - rate * self._weight_decay)
-            torch._foreach_add_(
-                targets[shape], list(orthogonalize(torch.stack(pieces), self._dtype).unbind()), alpha=-scale
-            )
+def _squares(weight: Tensor) -> tuple[Tensor, ...]:
+    """The matrices that a weight is for Muon: a convolution is `(out, in * kernel)`, a fused query-key-value matrix
+    `(m*C, C)` with `m` 2 or 3 is `m` square ones."""
+    matrix = weight.flatten(1)
+    rows, columns = matrix.shape
+    return matrix.chunk(rows // columns if rows in (2 * columns, 3 * columns) else 1)
 
 
 class Optimizer:
-    """Both optimizers behind one step; `factor` scales their rates."""
+    """Muon (Nesterov momentum, orthogonalised) and AdamW behind one step; `factor` scales their rates."""
 
     def __init__(
         self,
@@ -80,11 +48,12 @@ class Optimizer:
     ) -> None:
         """`matrices` are those of `parameters` that Muon takes, computing in `dtype`; `rates` are AdamW rates other
         than the recipe's."""
-        self._recipe = recipe
-        self._parameters = list(parameters)
-        self._muon = Muon(list(matrices), recipe.muon_momentum, recipe.weight_decay, dtype)
-        chosen = {id(p) for p in self._muon.matrices} | {id(p) for p in rates or {}}
-        usual = [p for p in self._parameters if id(p) not in chosen]
+        self.parameters = list(parameters)
+        self._recipe, self._dtype = recipe, dtype
+        self._matrices = list(matrices)
+        self._momentum = [torch.zeros_like(matrix) for matrix in self._matrices]
+        chosen = {id(p) for p in (*self._matrices, *(rates or {}))}
+        usual = [p for p in self.parameters if id(p) not in chosen]
         special = [{"params": [p], "lr": rate} for p, rate in (rates or {}).items()]
         self._adam = torch.optim.AdamW(
             [{"params": usual, "lr": recipe.adam_rate}, *special],
@@ -94,22 +63,41 @@ class Optimizer:
         )
         self._adam_rates = [group["lr"] for group in self._adam.param_groups]
 
+    @torch.no_grad()
     def step(self, factor: float) -> None:
-        """Applies and clears the gradients."""
-        torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.gradient_clip)
-        self._muon.step(self._recipe.muon_rate * factor)
+        """Applies and clears the gradients, which all parameters must have."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, self._recipe.gradient_clip)
+        self._step_matrices(self._recipe.muon_rate * factor)
         for group, rate in zip(self._adam.param_groups, self._adam_rates, strict=True):
             group["lr"] = rate * factor
         self._adam.step()
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             parameter.grad = None
+
+    def _step_matrices(self, rate: float) -> None:
+        """Decays and updates every matrix in place; those of one shape are orthogonalised as one stack."""
+        gradients = [p.grad for p in self._matrices if p.grad is not None]
+        assert len(gradients) == len(self._matrices)
+        torch._foreach_lerp_(self._momentum, gradients, 1 - self._recipe.muon_momentum)
+        updates = torch._foreach_lerp(gradients, self._momentum, self._recipe.muon_momentum)
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for parameter, update in zip(self._matrices, updates, strict=True):
+            for pair in zip(_squares(parameter.data), _squares(update), strict=True):
+                by_shape[pair[0].shape].append(pair)
+        for shape, pairs in by_shape.items():
+            targets, pieces = (list(side) for side in zip(*pairs, strict=True))
+            # 0.2 * sqrt(longer side) gives an update the size that AdamW's would have (Moonlight, arXiv 2502.16982).
+            scale = rate * 0.2 * max(shape) ** 0.5
+            torch._foreach_mul_(targets, 1 - rate * self._recipe.weight_decay)
+            directions = orthogonalize(torch.stack(pieces), self._dtype)
+            torch._foreach_add_(targets, list(directions.unbind()), alpha=-scale)
 
     def state_dict(self) -> dict[str, Any]:
         """`muon`, its momentum in the order of the matrices, and `adam`, the state of AdamW; no copies."""
-        return {"muon": self._muon.buffers, "adam": self._adam.state_dict()}
+        return {"muon": self._momentum, "adam": self._adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from what `state_dict` gave, for the same parameters in the same order."""
-        for buffer, saved in zip(self._muon.buffers, state["muon"], strict=True):
-            buffer.copy_(saved)
+        for momentum, saved in zip(self._momentum, state["muon"], strict=True):
+            momentum.copy_(saved)
         self._adam.load_state_dict(state["adam"])

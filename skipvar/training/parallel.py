@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,63 +19,64 @@ import torch.distributed
 import torch.multiprocessing
 from torch import nn
 
+from skipvar.errors import SkipvarError
 from skipvar.model.device import find_dtype
 
 LOG_FORMAT = "%(asctime)s %(name)s %(message)s"
-
-
 CPU = torch.device("cpu")
 
 
+@dataclass(frozen=True)
 class Peers:
     """The processes of a run: equal models, different batches. Rank 0 leads: it saves, reports and keeps the clock."""
 
-    def __init__(
-        self, rank: int = 0, count: int = 1, dtype: torch.dtype = torch.float32, device: torch.device = CPU
-    ) -> None:
-        self.rank, self.count, self.dtype, self.device = rank, count, dtype, device
+    rank: int = 0
+    count: int = 1
+    dtype: torch.dtype = torch.float32
+    device: torch.device = CPU
 
     @property
     def is_leader(self) -> bool:
         return self.rank == 0
 
     def autocast(self) -> torch.autocast:
-        """The precision that all processes train in."""
-        return autocast(self.dtype, self.device)
+        """A context that computes in bfloat16 where that is the processes' precision; else it changes nothing."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16)
 
     def generator(self, seed: int, step: int) -> torch.Generator:
         """This process's random stream for a step: the same whether or not the run was interrupted before."""
         return torch.Generator(self.device).manual_seed(seed * 1_000_003 + 10 * step + self.rank)
 
-    def average(self, parameters: Sequence[nn.Parameter], message: float) -> float:
-        """Makes every gradient the mean over the processes, the same bits in each; returns the leader's `message`."""
+    def average(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Makes every gradient the mean over the processes, the same bits in each."""
         if self.count == 1:
-            return message
+            return
         parent = torch.multiprocessing.parent_process()
         if parent is None or not parent.is_alive():
             raise SystemExit("the training job is gone")  # killed; its processes must not go on writing checkpoints
         gradients = [p.grad for p in parameters if p.grad is not None]
         assert len(gradients) == len(parameters)
-        note = torch.tensor([message if self.is_leader else 0.0])
-        flat = torch.cat([note, *(g.flatten() for g in gradients)])
+        flat = torch.cat([g.flatten() for g in gradients])
         torch.distributed.all_reduce(flat)
-        received, *means = flat.split([1, *(g.numel() for g in gradients)])
-        for gradient, mean in zip(gradients, means, strict=True):
-            gradient.copy_(mean.view_as(gradient)).div_(self.count)
-        return float(received)
+        for gradient, mean in zip(gradients, flat.div_(self.count).split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def hear_leader(self, number: float) -> float:
+        """The leader's `number`, in every process."""
+        if self.count == 1:
+            return number
+        message = torch.tensor([number])
+        torch.distributed.broadcast(message, src=0)
+        return float(message)
 
 
-def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """A context that computes in bfloat16 where `dtype` is that; for any other it changes nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype is torch.bfloat16)
+def lone_process() -> Peers:
+    """This process alone, on the machine's GPU if torch can use one, in the precision that is fastest there."""
+    device = torch.device("cuda") if torch.cuda.is_available() else CPU
+    return Peers(dtype=_fast_dtype(device), device=device)
 
 
-def find_device() -> torch.device:
-    """The GPU of this machine, if it has one that torch can use."""
-    return torch.device("cuda") if torch.cuda.is_available() else CPU
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
+def _fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU, and on a processor with it that multiplies faster in it (measured); else float32."""
     if device.type == "cuda":
         return torch.bfloat16
@@ -91,20 +93,41 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 
 def run_peers(count: int, work: Callable[[Peers], None]) -> None:
-    """Runs `work` (picklable) on the GPU, or in `count` processes, and waits; one that fails ends all."""
-    device = find_device()
-    dtype = fast_dtype(device)  # once, for all: in two precisions their weights would drift apart
-    if count == 1 or device.type == "cuda":
-        work(Peers(dtype=dtype, device=device))
+    """Runs `work` (picklable) on the GPU, or in `count` processes, and waits; one that fails ends all.
+
+    Raises the `SkipvarError` of the process that was refused something, torch's own for any other failure.
+    """
+    alone = lone_process()  # one precision for all: in two their weights would drift apart
+    if count == 1 or alone.device.type == "cuda":
+        work(alone)
         return
+    refusals = torch.multiprocessing.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_start, args=(count, dtype, Path(folder) / "meet", work), nprocs=count)
+        arguments = (replace(alone, count=count), Path(folder) / "meet", work, refusals)
+        try:
+            torch.multiprocessing.spawn(_start, args=arguments, nprocs=count)
+        except (torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException):
+            if refusals.empty():
+                raise
+            raise refusals.get() from None
 
 
-def _start(rank: int, count: int, dtype: torch.dtype, meeting_point: Path, work: Callable[[Peers], None]) -> None:
+def _start(
+    rank: int,
+    peers: Peers,
+    meeting_point: Path,
+    work: Callable[[Peers], None],
+    refusals: "torch.multiprocessing.SimpleQueue[SkipvarError]",
+) -> None:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     torch.set_num_threads(1)
     os.nice(10)  # hours in the background: whoever works at the machine goes first
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=count)
-    work(Peers(rank, count, dtype))
+    peers = replace(peers, rank=rank)
+    meeting = f"file://{meeting_point}"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=peers.count)
+    try:
+        work(peers)
+    except SkipvarError as error:
+        refusals.put(error)
+        raise
     torch.distributed.destroy_process_group()

@@ -44,22 +44,20 @@ def compose(detail: str, count: int, seed: int, without: Sequence[str] = ()) -> 
     No combination of object, background and layout comes twice, and none whose captions hold one of `without`.
     """
     taken = frozenset(without)
-    if without:
-        left = sum(_is_drawn(one, DETAILS[detail]) and taken.isdisjoint(captions(one)) for one in all_combinations())
-        if left < count:
-            raise InputError(f"{count} prompts are asked for, but {left} are left beside those to do without.")
+    left = {one for one in all_combinations() if _is_drawn(one, DETAILS[detail])}
+    if taken:
+        left = {one for one in left if taken.isdisjoint(captions(one))}
+    if len(left) < count:
+        raise InputError(f"{count} prompts are asked for, but {len(left)} are left beside those to do without.")
     result: list[ComposedPrompt] = []
-    seen: set[Combination] = set()
-    for combination, share in _draw(DETAILS[detail], seed):
-        texts = captions(combination)
-        if combination in seen or not taken.isdisjoint(texts):
-            continue
-        seen.add(combination)
-        layout = _LAYOUT_NAMES[LAYOUT_SIDES[combination.layout_index] ** 2]
-        group = f"{BACKGROUNDS[combination.background_index].pattern}, {layout}"
-        result.append(ComposedPrompt(texts[int(share * len(texts))], group))
-        if len(result) == count:
-            break
+    draws = _draw(DETAILS[detail], seed)
+    while len(result) < count:
+        combination, share = next(draws)
+        if combination in left:
+            left.remove(combination)
+            texts, background = captions(combination), BACKGROUNDS[combination.background_index]
+            layout = _LAYOUT_NAMES[LAYOUT_SIDES[combination.layout_index] ** 2]
+            result.append(ComposedPrompt(texts[int(share * len(texts))], f"{background.pattern}, {layout}"))
     return result
 
 

@@ -4,29 +4,36 @@ A source folder is one that `export` wrote, or holds `vae.pt` and `transformer.p
 precision and no optimizer's state will do) with the `tokenizer.json` of the text encoder. Words are matched by name.
 """
 
-import contextlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from skipvar.errors import InputError
-from skipvar.training.common import Folders, append_log, load_checkpoint, read_history, save_checkpoint
+from skipvar.training.common import (
+    Folders,
+    append_log,
+    checkpoint_path,
+    load_checkpoint,
+    read_history,
+    save_checkpoint,
+    telling,
+)
 from skipvar.training.export import load_exported_autoencoder
 from skipvar.training.recipe import Recipe
 from skipvar.training.text import build_tokenizer, match_embeddings
 from skipvar.training.transformer import TextToBits
-from skipvar.training.transformer import checkpoint_path as transformer_checkpoint
-from skipvar.training.vae import checkpoint_path as vae_checkpoint
 from skipvar.training.vae import encoder_sha256, load_autoencoder
 
-PARTS = ("vae", "transformer")
+_NAMES = {"vae": "The autoencoder", "transformer": "The transformer"}
+_FACTS = {"vae": ("step",), "transformer": ("step", "num_samples")}
+"""What a checkpoint holds beside weights, their average and the optimizer."""
+PARTS = tuple(_NAMES)
+_USABLE = "give a folder that `jobs.train_emoji export` wrote, or one with the checkpoints of a run"
 _EMBEDDINGS = "text_encoder.shared.weight"
 
 
@@ -35,34 +42,17 @@ def restore(recipe: Recipe, folders: Folders, source: Path, parts: tuple[str, ..
 
     `("transformer",)` alone takes its weights as a start for the bits of the run's own `vae.pt`.
     """
-    targets = {"vae": vae_checkpoint(folders), "transformer": transformer_checkpoint(folders)}
     for part in parts:
-        if targets[part].exists():
-            raise InputError(f"{targets[part]} is there: restoring would overwrite a run; move it away first")
-    if "vae" in parts:
-        with _told(source):
-            start = _read_vae(source)
-        _save_start(targets["vae"], start, folders.run / "vae_log.jsonl")
-        _remember(folders, source, "The autoencoder", start)
-    if "transformer" in parts:
-        with _told(source):
-            start = _read_transformer(source)
-            start.facts["encoder_sha256"] = encoder_sha256(load_autoencoder(folders).encoder)
-            start.weights = _with_words_of(recipe, start, _read_vocabulary(source))
-        _save_start(targets["transformer"], start, folders.run / "transformer_log.jsonl")
-        _remember(folders, source, "The transformer", start)
-
-
-@contextlib.contextmanager
-def _told(source: Path) -> Iterator[None]:
-    """What is wrong with a source's files, as one sentence."""
-    try:
-        yield
-    except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{source}: its weights cannot be used ({type(error).__name__}: {error}); give a folder that "
-            "`jobs.train_emoji export` wrote, or one with the checkpoints of a run"
-        ) from error
+        if (target := checkpoint_path(folders.run, part)).exists():
+            raise InputError(f"{target} is there: restoring would overwrite a run; move it away first")
+    for part in parts:
+        with telling(source, _USABLE):
+            start = _read(source, part)
+            if part == "transformer":
+                start.facts["encoder_sha256"] = encoder_sha256(load_autoencoder(folders).encoder)
+                start.weights = _with_words_of(recipe, start, _read_vocabulary(source))
+        _save_start(folders, part, start)
+        _remember(folders, source, _NAMES[part], start)
 
 
 def _remember(folders: Folders, source: Path, what: str, start: "_Start") -> None:
@@ -86,23 +76,20 @@ def _is_exported(source: Path) -> bool:
     return (source / "training.json").is_file()
 
 
-def _read_vae(source: Path) -> _Start:
+def _read(source: Path, part: str) -> _Start:
     if _is_exported(source):
-        record = json.loads((source / "training.json").read_text())["vae"]
-        return _Start(load_exported_autoencoder(source).state_dict(), {"step": record["step"]}, record)
-    state = load_checkpoint(source / "vae.pt", "vae")
-    return _Start(state["ema"]["weights"], {"step": state["step"]}, None)
+        record = json.loads((source / "training.json").read_text())[part]
+        return _Start(_exported_weights(source, part), {name: record[name] for name in _FACTS[part]}, record)
+    state = load_checkpoint(source, part)
+    return _Start(state["ema"]["weights"], {name: state[name] for name in _FACTS[part]}, None)
 
 
-def _read_transformer(source: Path) -> _Start:
-    if _is_exported(source):
-        record = json.loads((source / "training.json").read_text())["transformer"]
-        weights = {f"transformer.{name}": w for name, w in load_file(source / "transformer.safetensors").items()}
-        for name, weight in load_file(source / "text_encoder" / "model.safetensors").items():
-            weights[f"text_encoder.{name}"] = weight
-        return _Start(weights, {key: record[key] for key in ("step", "num_samples")}, record)
-    state = load_checkpoint(source / "transformer.pt", "transformer")
-    return _Start(state["ema"]["weights"], {key: state[key] for key in ("step", "num_samples")}, None)
+def _exported_weights(source: Path, part: str) -> dict[str, Tensor]:
+    if part == "vae":
+        return load_exported_autoencoder(source).state_dict()
+    files = {"transformer": "transformer.safetensors", "text_encoder": "text_encoder/model.safetensors"}
+    weights = {module: load_file(source / file) for module, file in files.items()}
+    return {f"{module}.{name}": weight for module, part in weights.items() for name, weight in part.items()}
 
 
 def _read_vocabulary(source: Path) -> dict[str, int]:
@@ -121,11 +108,12 @@ def _with_words_of(recipe: Recipe, start: _Start, vocabulary: dict[str, int]) ->
     return start.weights | {_EMBEDDINGS: embeddings}
 
 
-def _save_start(path: Path, start: _Start, log: Path) -> None:
+def _save_start(folders: Folders, part: str, start: _Start) -> None:
     """A checkpoint without an optimizer's moments, which start anew from its step."""
     weights = {name: weight.detach().to(torch.float32) for name, weight in start.weights.items()}
     step = start.facts["step"]
     ema = {"weights": weights, "num_updates": step}
-    save_checkpoint(path, {"model": weights, "ema": ema, "optimizer": None, "first_cold_step": step, **start.facts})
+    state = {"model": weights, "ema": ema, "optimizer": None, "first_cold_step": step, **start.facts}
+    save_checkpoint(folders.run, part, state)
     if start.log is not None:
-        append_log(log, start.log)
+        append_log(folders.log(part), start.log)

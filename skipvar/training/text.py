@@ -28,14 +28,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
     WordPiece takes the longest known piece first: `cats` is `cat` + `s` where only `cat` is known.
     """
-    words = _caption_words()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
-    pieces = [PAD, END, UNKNOWN]
-    for word in words:
-        spelled = "".join(part for part, _ in byte_level.pre_tokenize_str(word))
-        pieces.append(spelled)
+    words = ["".join(part for part, _ in byte_level.pre_tokenize_str(word)) for word in _caption_words()]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces += letters + [_CONTINUATION + letter for letter in letters]
+    pieces = [PAD, END, UNKNOWN, *words, *letters, *(_CONTINUATION + letter for letter in letters)]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = Tokenizer(
         models.WordPiece(
@@ -157,11 +153,8 @@ class CaptionTokens:
 
     def batch(self, texts: Sequence[str]) -> tuple[Tensor, list[int]]:
         """Ids int64 `(B, T)` padded with 0 to the longest of them, and the real lengths."""
-        rows = self._tokenizer(list(texts))["input_ids"]
-        padded = torch.zeros(len(rows), max(len(ids) for ids in rows), dtype=torch.int64)
-        for row, ids in zip(padded, rows, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        return padded, [len(ids) for ids in rows]
+        batch = self._tokenizer(list(texts), padding=True, return_tensors="pt")
+        return batch["input_ids"], batch["attention_mask"].sum(dim=1).tolist()
 
 
 def encode_captions(encoder: T5EncoderModel, ids: Tensor, lengths: Sequence[int]) -> Tensor:

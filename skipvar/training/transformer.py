@@ -2,12 +2,10 @@
 
 import contextlib
 import dataclasses
-import logging
 import time
 from collections import defaultdict
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,24 +15,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedTokenizerFast
 
 from skipvar.errors import InputError
-from skipvar.model.attention import TextLayout, TextPadding
+from skipvar.model.attention import TextPadding
 from skipvar.model.bsq import next_input, quantize, running_sums
 from skipvar.model.rope import rope_table
 from skipvar.model.transformer import TextState, Transformer, block_causal_mask
 from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
-from skipvar.training.common import Ema, Folders, append_log, load_checkpoint, save_checkpoint, train
+from skipvar.training.common import Folders, append_log, checkpoint_path, load_averaged, load_checkpoint
 from skipvar.training.data import captions, split_combinations
-from skipvar.training.latents import latents_path, load_latents
 from skipvar.training.muon import Optimizer
-from skipvar.training.parallel import Peers, run_peers
+from skipvar.training.parallel import Peers
 from skipvar.training.recipe import GRIDS, MODEL, SCHEDULE, Lesson, Recipe, StepKind
 from skipvar.training.text import CaptionTokens, build_text_encoder, build_tokenizer, encode_captions
+from skipvar.training.trainer import Trainer, train
 from skipvar.training.vae import encoder_sha256, load_autoencoder
 
 _SHORT = 256
 """Tokens below which attention is computed by plain products."""
-
-logger = logging.getLogger(__name__)
 
 
 class TextToBits(nn.Module):
@@ -75,7 +71,7 @@ class BatchSource:
 
     def __init__(self, recipe: Recipe, folders: Folders, tokens: CaptionTokens, device: torch.device) -> None:
         self._device, self._recipe = device, recipe.transformer
-        stored = load_latents(folders)
+        stored = load_checkpoint(folders.run, "encode")
         self._latents = stored["latents"].to(device)
         self.encoder_sha256: str = stored["encoder_sha256"]
         self._training, _ = split_combinations(recipe)
@@ -93,9 +89,9 @@ class BatchSource:
     def draw(self, lesson: Lesson, num_scales: int, size: int, generator: torch.Generator) -> TrainingBatch:
         """`size` combinations by the lesson's shares, each with one of its captions and bits of `num_scales` scales."""
         chosen = torch.multinomial(self._chances[lesson], size, replacement=True, generator=generator)
-        choices = torch.rand(size, generator=generator, device=self._device).tolist()
-        texts = [_pick(captions(self._training[i]), u) for i, u in zip(chosen.tolist(), choices, strict=True)]
-        ids, lengths = self._tokens.batch(texts)
+        shares = torch.rand(size, generator=generator, device=self._device).tolist()
+        known = [captions(self._training[i]) for i in chosen.tolist()]
+        ids, lengths = self._tokens.batch([one[int(u * len(one))] for one, u in zip(known, shares, strict=True)])
         flips = torch.rand(size, generator=generator, device=self._device) * self._recipe.max_flip_probability
         grids = GRIDS[:num_scales]
         bits = quantize(self._latents[chosen].float(), grids, flip_probability=flips, generator=generator)
@@ -107,10 +103,6 @@ class BatchSource:
             codes=[next_input(s, grid, False) for s, grid in zip(sums, grids[1:], strict=False)],
             targets=torch.cat(bits.targets, dim=1).float(),
         )
-
-
-def _pick(texts: list[str], share: float) -> str:
-    return texts[int(share * len(texts))]
 
 
 class Objective:
@@ -130,7 +122,8 @@ class Objective:
         table = transformer.unconditional_text[: features.shape[1]].expand_as(features)
         features = torch.where(batch.is_unconditional[:, None, None], table, features)
         text = transformer.encode_text(features, batch.lengths, TextPadding.LONGEST)
-        text = self._with_static_shape(text)
+        # One text length and always a mask: the compiled function must see one kind of batch.
+        text = TextState.stack([text], TextPadding.FULL, self._max_text_length)
         num_tokens = SCHEDULE.num_tokens[: batch.num_scales]
         device = features.device
         rope = (self._rope[0][: sum(num_tokens)].to(device), self._rope[1][: sum(num_tokens)].to(device))
@@ -140,18 +133,6 @@ class Objective:
             losses = self._scale_losses(batch.codes, batch.targets, text, rope, self._masks[batch.num_scales])
         weights = torch.tensor(num_tokens, dtype=torch.float32, device=device).sqrt()
         return (losses * weights / weights.sum()).sum(), losses.detach()
-
-    def _with_static_shape(self, text: TextState) -> TextState:
-        """One text length and always a mask: the compiled function must see one kind of batch."""
-        device = text.keys_values.device
-        lengths = torch.tensor(text.layout.lengths, device=device)[:, None]
-        mask = (torch.arange(self._max_text_length, device=device) < lengths)[:, None, None]
-        missing = self._max_text_length - text.keys_values.shape[-2]
-        return dataclasses.replace(
-            text,
-            keys_values=F.pad(text.keys_values, (0, 0, 0, missing)),
-            layout=TextLayout(lengths=(), width=self._max_text_length, groups=[], mask=mask),
-        )
 
     def _compute(
         self, codes: list[Tensor], targets: Tensor, text: TextState, rope: tuple[Tensor, Tensor], mask: Tensor
@@ -169,113 +150,83 @@ def _attention_backend(num_tokens: int, device: torch.device) -> AbstractContext
     return sdpa_kernel(SDPBackend.MATH if num_tokens < _SHORT else SDPBackend.FLASH_ATTENTION)
 
 
-def checkpoint_path(folders: Folders) -> Path:
-    """`transformer.pt` in the run's folder: weights, their average, optimizer, step, the encoder's hash."""
-    return folders.run / "transformer.pt"
-
-
 def load_text_to_bits(recipe: Recipe, folders: Folders) -> TextToBits:
     """The trained model (EMA weights), ready for evaluation."""
     model = TextToBits(recipe, build_tokenizer())
-    _load_weights(model, load_checkpoint(checkpoint_path(folders), "transformer")["ema"]["weights"])
-    return model.eval()
+    load_averaged(model, folders.run, "transformer")
+    return model
 
 
 def check_encoder(folders: Folders) -> None:
     """Raises `InputError` where latents or transformer belong to another encoder than the autoencoder's."""
     sha256 = encoder_sha256(load_autoencoder(folders).encoder)
-    if load_latents(folders)["encoder_sha256"] != sha256:
+    latents, transformer = (checkpoint_path(folders.run, stage) for stage in ("encode", "transformer"))
+    if load_checkpoint(folders.run, "encode")["encoder_sha256"] != sha256:
         raise InputError(
-            f"{latents_path(folders)} was made by another encoder than vae.pt's: `python -m jobs.train_emoji encode` "
-            "makes it anew"
+            f"{latents} was made by another encoder than vae.pt's: `python -m jobs.train_emoji encode` makes it anew"
         )
-    path = checkpoint_path(folders)
-    if path.exists() and load_checkpoint(path, "transformer")["encoder_sha256"] != sha256:
-        raise InputError(f"{path} has learned the bits of another encoder than vae.pt's: move one of them away")
+    if transformer.exists() and load_checkpoint(folders.run, "transformer")["encoder_sha256"] != sha256:
+        raise InputError(f"{transformer} has learned the bits of another encoder than vae.pt's: move one of them away")
 
 
-def _load_weights(model: TextToBits, weights: dict[str, Tensor]) -> None:
-    own = dict(model.named_parameters())
-    assert own.keys() == weights.keys()
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
+class TransformerTrainer(Trainer):
+    """Trains the transformer and its text encoder on the stored latents."""
 
-
-class TransformerTrainer:
-    """The state of a run: weights, their average, optimizer, step; and what is needed to report on it."""
+    stage = "transformer"
+    model: TextToBits
 
     def __init__(self, recipe: Recipe, folders: Folders, is_compiled: bool, peers: Peers) -> None:
-        self.recipe, self.folders, self.peers = recipe, folders, peers
+        self.settings = recipe.transformer
         tokenizer = build_tokenizer()
         self.tokens = CaptionTokens(tokenizer)
-        self.model = TextToBits(recipe, tokenizer).to(peers.device)
-        embeddings = self.model.text_encoder.get_input_embeddings().weight
-        self.optimizer = Optimizer(
-            self.model.parameters(),
-            self.model.block_matrices(),
-            recipe.transformer.optimizer,
-            peers.dtype,
-            {embeddings: recipe.transformer.embedding_rate},
-        )
-        self.ema = Ema(self.model, recipe.transformer.ema_decay)
+        super().__init__(recipe, recipe.transformer, TextToBits(recipe, tokenizer), folders, peers)
         self.source = BatchSource(recipe, folders, self.tokens, peers.device)
         self.objective = Objective(self.model, self.tokens.max_length, is_compiled)
-        self.step = self.first_cold_step = 0
         self.num_samples = {name: 0 for lesson in recipe.transformer.lessons for name in lesson.kinds}
         self._losses: dict[str, list[Tensor]] = defaultdict(list)
         self._seconds: dict[str, list[float]] = defaultdict(list)
 
-    def train_step(self, factor: float, seconds_left: float) -> float:
-        """One batch of the kind whose turn it is; see `common.Trainer`."""
-        started = time.monotonic()
-        name = self.recipe.transformer.kind(self.step)
-        kind: StepKind = getattr(self.recipe.transformer, name)
-        generator = self.peers.generator(self.recipe.seed, self.step)
+    def make_optimizer(self) -> Optimizer:
+        """Of everything: Muon for the blocks' matrices, and a rate of their own for the word embeddings."""
+        embeddings = self.model.text_encoder.get_input_embeddings().weight
+        return Optimizer(
+            self.model.parameters(),
+            self.model.block_matrices(),
+            self.settings.optimizer,
+            self.peers.dtype,
+            {embeddings: self.settings.embedding_rate},
+        )
+
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Of one batch of the kind whose turn it is."""
+        name = self.settings.kind(self.step)
+        kind: StepKind = getattr(self.settings, name)
+        size = kind.batch_size * (self.settings.gpu_batch_factor if self.peers.device.type == "cuda" else 1)
         with self.peers.autocast():
-            lesson, size = self.recipe.transformer.lesson(self.step), self._batch_size(kind)
+            lesson = self.settings.lesson(self.step)
             batch = self.source.draw(lesson, kind.num_scales, size // self.peers.count, generator)
             loss, scale_losses = self.objective(batch)
-        loss.backward()
-        seconds_left = self.peers.average(list(self.model.parameters()), seconds_left)
-        self.optimizer.step(factor)
-        self.ema.update()
-        self.step += 1
         self.num_samples[name] += size
         if self.peers.is_leader:
             self._losses[name].append(scale_losses)
+        return loss
+
+    def train_step(self, factor: float) -> None:
+        """One step, timed by its kind."""
+        name, started = self.settings.kind(self.step), time.monotonic()
+        super().train_step(factor)
+        if self.peers.is_leader:
             self._seconds[name].append(time.monotonic() - started)
-        return seconds_left
 
-    def _batch_size(self, kind: StepKind) -> int:
-        """Images of a step, over all processes."""
-        factor = self.recipe.transformer.gpu_batch_factor if self.peers.device.type == "cuda" else 1
-        return factor * kind.batch_size
+    def state_dict(self) -> dict[str, Any]:
+        """With `num_samples` by kind, and `encoder_sha256` of the encoder whose bits were learned."""
+        own = {"num_samples": self.num_samples, "encoder_sha256": self.source.encoder_sha256}
+        return super().state_dict() | own
 
-    def save(self) -> None:
-        state: dict[str, Any] = {
-            "model": dict(self.model.named_parameters()),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "step": self.step,
-            "first_cold_step": self.first_cold_step,
-            "num_samples": self.num_samples,
-            "encoder_sha256": self.source.encoder_sha256,
-        }
-        save_checkpoint(checkpoint_path(self.folders), state)
-
-    def restore(self) -> None:
-        """See `common.Trainer`."""
-        if not checkpoint_path(self.folders).exists():
-            return
-        state = load_checkpoint(checkpoint_path(self.folders), "transformer")
-        _load_weights(self.model, state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.step, self.first_cold_step = state["step"], state["first_cold_step"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """With `num_samples`; `check_encoder` has looked at the encoder."""
+        super().load_state_dict(state)
         self.num_samples |= state["num_samples"]
-        logger.info("going on from step %d", self.step)
-        if state["optimizer"] is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
 
     def report(self) -> None:
         """Logs the mean cross-entropy of each scale since the last report, by kind of step."""
@@ -283,7 +234,7 @@ class TransformerTrainer:
         for kind, losses in self._losses.items():
             record[kind] = [round(x, 4) for x in torch.stack(losses).mean(dim=0).tolist()]
             record[f"{kind}_seconds"] = sum(self._seconds[kind]) / len(self._seconds[kind])
-        append_log(self.folders.run / "transformer_log.jsonl", record)
+        append_log(self.folders.log(self.stage), record)
         self._losses.clear()
         self._seconds.clear()
 
@@ -291,9 +242,4 @@ class TransformerTrainer:
 def train_transformer(recipe: Recipe, folders: Folders, minutes: float, num_processes: int, is_compiled: bool) -> None:
     """Trains to the end of the recipe's schedule, or for `minutes`; goes on from the checkpoint if there is one."""
     check_encoder(folders)
-    run_peers(num_processes, partial(_train, recipe, folders, minutes, is_compiled))
-
-
-def _train(recipe: Recipe, folders: Folders, minutes: float, is_compiled: bool, peers: Peers) -> None:
-    trainer = TransformerTrainer(recipe, folders, is_compiled, peers)
-    train(trainer, recipe.transformer.schedule, minutes, recipe.checkpoint_seconds, peers.is_leader)
+    train(partial(TransformerTrainer, recipe, folders, is_compiled), minutes, num_processes)

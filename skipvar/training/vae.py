@@ -1,4 +1,5 @@
-"""Training of the autoencoder: L1 + L2 + gradient L1 + commitment, straight-through through the multi-scale signs."""
+"""Training of the autoencoder (L1 + L2 + gradient L1 + commitment, straight-through through the multi-scale signs), and
+its latents of all training pictures."""
 
 import hashlib
 import logging
@@ -15,11 +16,20 @@ from torch import Tensor, nn
 from skipvar.model.bsq import quantize, running_sums
 from skipvar.model.vae import Decoder, Encoder
 from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
-from skipvar.training.common import Ema, Folders, append_log, load_checkpoint, save_checkpoint, train
+from skipvar.training.common import (
+    Folders,
+    append_log,
+    checkpoint_path,
+    load_averaged,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations
 from skipvar.training.muon import Optimizer
-from skipvar.training.parallel import Peers, run_peers
+from skipvar.training.parallel import Peers, lone_process
 from skipvar.training.recipe import GRIDS, MODEL, NUM_SCALES, Recipe, VaeRecipe
+from skipvar.training.trainer import Trainer, train
 
 logger = logging.getLogger(__name__)
 
@@ -43,16 +53,11 @@ class Autoencoder(nn.Module):
         return self.decoder.forward_unclamped(straight_through).float(), F.mse_loss(latent, sums[-1])
 
 
-def checkpoint_path(folders: Folders) -> Path:
-    """`vae.pt` in the run's folder: weights of both halves, their average, optimizer, step."""
-    return folders.run / "vae.pt"
-
-
 def load_autoencoder(folders: Folders) -> Autoencoder:
     """The trained autoencoder (EMA weights), ready for evaluation."""
     model = Autoencoder()
-    model.load_state_dict(load_checkpoint(checkpoint_path(folders), "vae")["ema"]["weights"])
-    return model.eval()
+    load_averaged(model, folders.run, "vae")
+    return model
 
 
 def encoder_sha256(encoder: Encoder) -> str:
@@ -63,36 +68,42 @@ def encoder_sha256(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-class VaeTrainer:
-    """The state of a run: weights, their average, optimizer, step; and what is needed to train and report on it."""
+class VaeTrainer(Trainer):
+    """Trains both halves, then the decoder alone."""
+
+    stage = "vae"
+    model: Autoencoder
 
     def __init__(self, recipe: Recipe, folders: Folders, peers: Peers) -> None:
-        self.folders, self.settings, self.peers, self._seed = folders, recipe.vae, peers, recipe.seed
+        self.settings = recipe.vae
         self.pictures = Pictures(folders.packages, recipe.image_side, peers.device)
         self.training, self.held_out = split_combinations(recipe)
         torch.manual_seed(recipe.seed)
-        self.model = Autoencoder().to(peers.device)
-        self.optimizer = self._make_optimizer()
-        self.ema = Ema(self.model, recipe.vae.ema_decay)
-        self.step = self.first_cold_step = 0
+        super().__init__(recipe, recipe.vae, Autoencoder(), folders, peers)
         self._losses: list[Tensor] = []
         shares = torch.tensor(recipe.vae.layout_shares)
         self._chances = shares[[c.layout_index for c in self.training]].to(peers.device)
 
-    def _make_optimizer(self) -> Optimizer:
+    def make_optimizer(self) -> Optimizer:
         """Of what is trained: both halves, or the decoder alone."""
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         # Muon takes the kernels of all convolutions but the first and last of each half.
         inner = [p for name, p in trained.items() if p.ndim == 4 and ".conv_" not in name]
         return Optimizer(trained.values(), inner, self.settings.optimizer, self.peers.dtype)
 
-    def _freeze_encoder(self) -> None:
-        """From here on every picture keeps its bits: those of the averaged encoder, which is what is exported."""
+    def reach_step(self, step: int) -> None:
+        """Freezes the encoder in time: from then on every picture keeps its bits, those of the averaged encoder, which
+        is what is exported."""
+        super().reach_step(step)
+        if step < self.settings.encoder_steps or not next(self.model.encoder.parameters()).requires_grad:
+            return
         for name, parameter in self.model.encoder.named_parameters():
             parameter.data.copy_(self.ema.weights[f"encoder.{name}"])
             parameter.requires_grad = False
             parameter.grad = None
-        self.optimizer = self._make_optimizer()
+        self.optimizer = self.make_optimizer()
+        if self.first_cold_step < self.settings.encoder_steps:  # the moments so far are those of both halves
+            self.first_cold_step = step
 
     def _truncated_share(self, shown: Combination) -> float:
         """How often a picture is decoded without its last scales, at this step."""
@@ -100,65 +111,28 @@ class VaeTrainer:
             return self.settings.truncated_share
         return self.settings.decoder_truncated_shares[PATTERNS.index(BACKGROUNDS[shown.background_index].pattern)]
 
-    def train_step(self, factor: float, seconds_left: float) -> float:
-        """One batch of pictures; see `common.Trainer`."""
-        generator = self.peers.generator(self._seed, self.step)
-        size = self.settings.batch_size // self.peers.count
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """Of a batch of pictures, some of them mirrored, some without their last scales."""
+        size, device = self.settings.batch_size // self.peers.count, self.peers.device
         chosen = torch.multinomial(self._chances, size, replacement=True, generator=generator).tolist()
         images = self.pictures.compose([self.training[i] for i in chosen])
-        is_mirrored = torch.rand(size, generator=generator, device=self.peers.device) < 0.5
+        is_mirrored = torch.rand(size, generator=generator, device=device) < 0.5
         images = torch.where(is_mirrored[:, None, None, None], images.flip(-1), images)
-        shares = torch.tensor([self._truncated_share(self.training[i]) for i in chosen], device=self.peers.device)
-        truncated = torch.rand(size, generator=generator, device=self.peers.device) < shares
-        dropped = torch.randint(1, 4, (size,), generator=generator, device=self.peers.device) * truncated
+        shares = torch.tensor([self._truncated_share(self.training[i]) for i in chosen], device=device)
+        truncated = torch.rand(size, generator=generator, device=device) < shares
+        dropped = torch.randint(1, 4, (size,), generator=generator, device=device) * truncated
         with self.peers.autocast():
             decoded, commitment = self.model(images, NUM_SCALES - dropped)
         reconstruction = reconstruction_loss(decoded, images, self.settings)
-        (reconstruction + self.settings.commitment_weight * commitment).backward()
-        seconds_left = self.peers.average([p for p in self.model.parameters() if p.requires_grad], seconds_left)
-        self.optimizer.step(factor)
-        self.ema.update()
-        self.step += 1
-        if self.step == self.settings.encoder_steps:
-            self._freeze_encoder()
-            self.first_cold_step = self.step
         if self.peers.is_leader:
             self._losses.append(torch.stack([reconstruction.detach(), commitment.detach()]))
-        return seconds_left
-
-    def save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "step": self.step,
-            "first_cold_step": self.first_cold_step,
-        }
-        save_checkpoint(checkpoint_path(self.folders), state)
-
-    def restore(self) -> None:
-        """See `common.Trainer`."""
-        if not checkpoint_path(self.folders).exists():
-            return
-        state = load_checkpoint(checkpoint_path(self.folders), "vae")
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.step, self.first_cold_step = state["step"], state["first_cold_step"]
-        logger.info("going on from step %d", self.step)
-        if self.step >= self.settings.encoder_steps:
-            self._freeze_encoder()
-            if self.first_cold_step < self.settings.encoder_steps:  # saved by a recipe that trained both halves so far
-                self.first_cold_step = self.step
-                return
-        if state["optimizer"] is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+        return reconstruction + self.settings.commitment_weight * commitment
 
     @torch.no_grad()
     def report(self) -> None:
         """PSNR of the averaged weights on held-out pictures, and a sheet: originals, and ten, nine, seven scales."""
-        averaged = Autoencoder().to(self.peers.device)
-        averaged.load_state_dict(self.ema.weights)
-        averaged.eval()
+        averaged = Autoencoder().to(self.peers.device).eval()
+        load_weights(averaged, self.ema.weights)
         limit = self.settings.report_pictures
         with self.peers.autocast():
             scores = {
@@ -168,21 +142,42 @@ class VaeTrainer:
             shown = [c for layout in range(3) for c in of_layout(self.held_out, layout)[: min(4, limit)]]
             images = self.pictures.compose(shown)
             rows = [images] + [reconstruct(averaged, images, NUM_SCALES - dropped) for dropped in (0, 1, 3)]
-        _save_sheet(self.folders.run / "vae_sheet.png", torch.cat(rows), columns=len(shown))
+        _save_sheet(self.folders.run / "vae_sheet.png", rows)
         loss, commitment = torch.stack(self._losses).mean(dim=0).tolist()
         self._losses.clear()
         record = {"step": self.step, "loss": loss, "commitment": commitment, "time": time.time(), **scores}
-        append_log(self.folders.run / "vae_log.jsonl", record)
+        append_log(self.folders.log(self.stage), record)
 
 
 def train_vae(recipe: Recipe, folders: Folders, minutes: float, num_processes: int) -> None:
     """Trains to the end of the recipe's schedule, or for `minutes`; goes on from the checkpoint if there is one."""
-    run_peers(num_processes, partial(_train, recipe, folders, minutes))
+    train(partial(VaeTrainer, recipe, folders), minutes, num_processes)
 
 
-def _train(recipe: Recipe, folders: Folders, minutes: float, peers: Peers) -> None:
-    trainer = VaeTrainer(recipe, folders, peers)
-    train(trainer, recipe.vae.schedule, minutes, recipe.checkpoint_seconds, peers.is_leader)
+@torch.no_grad()
+def encode_latents(recipe: Recipe, folders: Folders, batch_size: int = 32) -> None:
+    """Encodes all training pictures once: float16 `latents (training combinations, dv, h, w)`, in the order of
+    `split_combinations`, with the `encoder_sha256`, as the stage's checkpoint.
+
+    Nothing to do where there are those of this encoder.
+    """
+    encoder = load_autoencoder(folders).encoder
+    sha256 = encoder_sha256(encoder)
+    is_there = checkpoint_path(folders.run, "encode").exists()
+    if is_there and load_checkpoint(folders.run, "encode")["encoder_sha256"] == sha256:
+        return
+    process = lone_process()
+    pictures = Pictures(folders.packages, recipe.image_side, process.device)
+    training, _ = split_combinations(recipe)
+    encoder.to(process.device)
+    parts: list[Tensor] = []
+    for start in range(0, len(training), batch_size):
+        # As in the autoencoder's own training: it has learned to live with that rounding.
+        with process.autocast():
+            parts.append(encoder(pictures.compose(training[start : start + batch_size])).half().cpu())
+    latents = torch.cat(parts)
+    logger.info("latents %s, standard deviation %.3f", tuple(latents.shape), float(latents.float().std()))
+    save_checkpoint(folders.run, "encode", {"latents": latents, "encoder_sha256": sha256})
 
 
 def reconstruction_loss(decoded: Tensor, images: Tensor, settings: VaeRecipe) -> Tensor:
@@ -203,24 +198,23 @@ def reconstruct(model: Autoencoder, images: Tensor, num_scales: int = NUM_SCALES
     return torch.cat(parts)
 
 
-def _save_sheet(path: Path, images: Tensor, columns: int) -> None:
-    """Images `(N, 3, H, W)` in [-1, 1] as one PNG, row by row."""
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    rows = [np.concatenate(list(pixels[start : start + columns]), axis=1) for start in range(0, len(pixels), columns)]
-    Image.fromarray(np.concatenate(rows)).save(path)
+def to_pixels(images: Tensor) -> np.ndarray:
+    """Images `(B, 3, H, W)` in [-1, 1] as `(B, H, W, 3)` uint8, rounded."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal to noise ratio in dB of each image `(B,)`, for values in [-1, 1]."""
-    return 10 * torch.log10(4 / (a - b).square().flatten(1).mean(1))
+def _save_sheet(path: Path, rows: list[Tensor]) -> None:
+    """Rows of images, each `(B, 3, H, W)` in [-1, 1], as one PNG."""
+    Image.fromarray(np.concatenate([np.concatenate(list(to_pixels(row)), axis=1) for row in rows])).save(path)
 
 
 def of_layout(combinations: list[Combination], layout: int) -> list[Combination]:
     return [c for c in combinations if c.layout_index == layout]
 
 
+@torch.no_grad()
 def measure_psnr(model: Autoencoder, pictures: Pictures, held_out: list[Combination], layout: int, limit: int) -> float:
-    """Mean PSNR over the first `limit` held-out combinations of one layout."""
-    chosen = of_layout(held_out, layout)[:limit]
-    images = pictures.compose(chosen)
-    return float(psnr(reconstruct(model, images), images).mean())
+    """Mean PSNR in dB over the first `limit` held-out combinations of one layout."""
+    images = pictures.compose(of_layout(held_out, layout)[:limit])
+    square_errors = (reconstruct(model, images) - images).square().flatten(1).mean(1)
+    return float((10 * torch.log10(4 / square_errors)).mean())  # 4: the square of the range, from -1 to 1

@@ -23,11 +23,10 @@ from skipvar.skip.strategy import Mode
 from skipvar.training import transformer as transformer_training
 from skipvar.training import vae as vae_training
 from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
-from skipvar.training.common import Folders, rate_factor, train
+from skipvar.training.common import Folders, load_checkpoint
 from skipvar.training.data import all_combinations, captions, split_combinations
 from skipvar.training.evaluate import evaluate
 from skipvar.training.export import export, load_exported_autoencoder
-from skipvar.training.latents import encode_latents, load_latents
 from skipvar.training.parallel import Peers, run_peers
 from skipvar.training.recipe import (
     GRIDS,
@@ -43,7 +42,8 @@ from skipvar.training.recipe import (
 )
 from skipvar.training.start import restore
 from skipvar.training.text import CaptionTokens, build_tokenizer
-from skipvar.training.vae import encoder_sha256, load_autoencoder
+from skipvar.training.trainer import Trainer, rate_factor
+from skipvar.training.vae import encode_latents, encoder_sha256, load_autoencoder
 from skipvar.types import Request
 
 RECIPE = Recipe(
@@ -63,13 +63,13 @@ def folders(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders
     folders = Folders(packages=packages, run=tmp_path_factory.mktemp("run"))
     vae = vae_training.VaeTrainer(RECIPE, folders, Peers())
     for _ in range(2):
-        vae.train_step(1.0, math.inf)
+        vae.train_step(1.0)
     vae.save()
     vae.report()
     encode_latents(RECIPE, folders)
     trainer = transformer_training.TransformerTrainer(RECIPE, folders, is_compiled=False, peers=Peers())
     for _ in range(2):
-        trainer.train_step(1.0, math.inf)
+        trainer.train_step(1.0)
     trainer.save()
     trainer.report()
     return folders
@@ -83,7 +83,7 @@ def exported(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_latents_are_those_of_the_training_pictures(folders: Folders) -> None:
-    latents = load_latents(folders)["latents"]
+    latents = load_checkpoint(folders.run, "encode")["latents"]
     assert latents.shape == (len(split_combinations(RECIPE)[0]), 32, 16, 16)
     assert latents.dtype == torch.float16
 
@@ -95,7 +95,7 @@ def test_batches_hold_what_generation_will_see(folders: Folders) -> None:
     )
     trainer = transformer_training.TransformerTrainer(recipe, folders, is_compiled=False, peers=Peers())
     batch = trainer.source.draw(recipe.transformer.lesson(0), NUM_SCALES, 2, torch.Generator().manual_seed(0))
-    latents = load_latents(folders)["latents"].float()
+    latents = load_checkpoint(folders.run, "encode")["latents"].float()
 
     def agrees(latent: Tensor, row: int) -> bool:
         bits = quantize(latent[None], GRIDS).targets
@@ -132,12 +132,12 @@ def test_resumes_as_if_never_stopped(folders: Folders) -> None:
     """Two steps, stop, one step = three steps."""
 
     def one_more(trainer: transformer_training.TransformerTrainer) -> dict[str, Tensor]:
-        trainer.train_step(1.0, math.inf)
+        trainer.train_step(1.0)
         return {name: p.detach() for name, p in trainer.model.named_parameters()}
 
     whole = transformer_training.TransformerTrainer(RECIPE, folders, is_compiled=False, peers=Peers())
     for _ in range(2):
-        whole.train_step(1.0, math.inf)
+        whole.train_step(1.0)
     resumed = transformer_training.TransformerTrainer(RECIPE, folders, is_compiled=False, peers=Peers())
     resumed.restore()
     assert (resumed.step, resumed.num_samples) == (2, {"early": 2, "full": 1})
@@ -268,7 +268,7 @@ def test_starts_from_anothers_checkpoints_with_words_matched_by_name(folders: Fo
     # Its weights alone are a start for the bits of an autoencoder that has learned on.
     vae = vae_training.VaeTrainer(RECIPE, again, Peers())
     vae.restore()
-    vae.train_step(1.0, math.inf)
+    vae.train_step(1.0)
     vae.save()
     encode_latents(RECIPE, again)
     (again.run / "transformer.pt").unlink()
@@ -276,7 +276,7 @@ def test_starts_from_anothers_checkpoints_with_words_matched_by_name(folders: Fo
     transformer_training.check_encoder(again)
     trainer = transformer_training.TransformerTrainer(RECIPE, again, is_compiled=False, peers=Peers())
     trainer.restore()
-    trainer.train_step(1.0, math.inf)
+    trainer.train_step(1.0)
     assert trainer.step == 3
 
 
@@ -328,17 +328,24 @@ def test_rates_warm_up_and_decay() -> None:
     assert rate_factor(schedule, 510, first_cold_step=510) == 0.01
 
 
-class _CountingTrainer:
+class _CountingTrainer(Trainer):
     """Takes ten seconds of its leader's time a step."""
 
-    def __init__(self, step: int) -> None:
+    make_optimizer = loss = None
+
+    def __init__(self, step: int, checkpoint_seconds: float) -> None:
         self.step = self.first_cold_step = step
+        self.schedule = RateSchedule(num_steps=10, warmup_steps=2, decay_steps=4)
+        self.recipe, self.peers = Recipe(checkpoint_seconds=checkpoint_seconds), self
+        self.is_leader = True
         self.factors: list[float] = []
         self.said: list[str] = []
 
-    def train_step(self, factor: float, seconds_left: float) -> float:
+    def train_step(self, factor: float) -> None:
         self.step += 1
         self.factors.append(factor)
+
+    def hear_leader(self, seconds_left: float) -> float:
         return seconds_left - 10 * len(self.factors)
 
     def restore(self) -> None:
@@ -353,20 +360,18 @@ class _CountingTrainer:
 
 @pytest.mark.parametrize(("minutes", "steps"), [(math.inf, 6), (0.51, 4), (0.0, 1)])
 def test_trains_to_the_last_step_or_for_so_long(minutes: float, steps: int) -> None:
-    schedule = RateSchedule(num_steps=10, warmup_steps=2, decay_steps=4)
-    trainer = _CountingTrainer(step=4)
-    train(trainer, schedule, minutes, checkpoint_seconds=100, is_leader=True)
+    trainer = _CountingTrainer(step=4, checkpoint_seconds=100)
+    trainer.train(minutes)
     assert trainer.factors == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25][:steps]
     assert trainer.said == ["report", "save"]
     trainer.step = 10
-    train(trainer, schedule, minutes, checkpoint_seconds=100, is_leader=True)
+    trainer.train(minutes)
     assert len(trainer.factors) == steps
 
 
 def test_a_checkpoint_due_at_the_last_step_is_made_once() -> None:
-    trainer = _CountingTrainer(step=8)
-    schedule = RateSchedule(num_steps=10, warmup_steps=2, decay_steps=4)
-    train(trainer, schedule, math.inf, checkpoint_seconds=0, is_leader=True)
+    trainer = _CountingTrainer(step=8, checkpoint_seconds=0)
+    trainer.train(math.inf)
     assert trainer.said == ["report", "save"] * 2
 
 
@@ -406,13 +411,13 @@ def test_the_last_steps_train_the_decoder_alone(folders: Folders, tmp_path: Path
     recipe = replace(RECIPE, vae=replace(RECIPE.vae, encoder_steps=2))
     trainer = vae_training.VaeTrainer(recipe, again, Peers())
     for _ in range(2):
-        trainer.train_step(1.0, math.inf)
+        trainer.train_step(1.0)
     trainer.save()
     before = load_autoencoder(again)
     for _ in range(2):  # as often as it is started again
         trainer = vae_training.VaeTrainer(recipe, again, Peers())
         trainer.restore()
-        trainer.train_step(1.0, math.inf)
+        trainer.train_step(1.0)
         trainer.save()
     after = load_autoencoder(again)
     assert encoder_sha256(after.encoder) == encoder_sha256(before.encoder) == encoder_sha256(trainer.model.encoder)
@@ -427,7 +432,7 @@ def test_a_run_that_trained_both_halves_to_its_end_goes_on_with_the_decoder(fold
     shutil.copytree(folders.run, again.run)
     trainer = vae_training.VaeTrainer(replace(RECIPE, vae=replace(RECIPE.vae, encoder_steps=2)), again, Peers())
     trainer.restore()
-    trainer.train_step(1.0, math.inf)
+    trainer.train_step(1.0)
     assert (trainer.step, trainer.first_cold_step) == (3, 2)
 
 
@@ -437,7 +442,7 @@ def test_refuses_parts_that_do_not_belong_together(folders: Folders, exported: P
     shutil.copytree(folders.run, again.run)
     vae = vae_training.VaeTrainer(RECIPE, again, Peers())
     vae.restore()
-    vae.train_step(1.0, math.inf)
+    vae.train_step(1.0)
     vae.save()
     before = (exported / "vae.safetensors").read_bytes()
     with pytest.raises(InputError, match=r"latents.pt was made by another encoder"):
@@ -475,8 +480,8 @@ def _average_in_a_process(peers: Peers) -> None:
     parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, float(peers.rank))
-    message = peers.average(parameters, message=7.0 if peers.is_leader else 5.0)
-    assert message == 7.0
+    peers.average(parameters)
+    assert peers.hear_leader(7.0 if peers.is_leader else 5.0) == 7.0
     assert all((p.grad == 0.5).all() for p in parameters)
 
 
@@ -489,6 +494,32 @@ def test_processes_average_their_gradients_and_hear_the_leader() -> None:
 def _fail_in_rank_one(peers: Peers) -> None:
     if peers.rank == 1:
         raise ValueError("peers of rank 1 fail")
+
+
+def _without_a_matrix(state: dict) -> None:
+    state["model"].pop("decoder.conv_in.weight")
+
+
+def _of_other_sizes(state: dict) -> None:
+    state["model"]["decoder.conv_in.weight"] = torch.zeros(3)
+
+
+def _of_another_optimizer(state: dict) -> None:
+    state["optimizer"]["muon"].pop()
+
+
+@pytest.mark.parametrize("change", [dict.clear, _without_a_matrix, _of_other_sizes, _of_another_optimizer])
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_checkpoint_of_another_network_is_refused_in_a_sentence(
+    folders: Folders, tmp_path: Path, change: Callable[[dict], None], num_processes: int
+) -> None:
+    """They ended in a traceback, of another process where there were two."""
+    again = Folders(packages=folders.packages, run=tmp_path)
+    state = torch.load(folders.run / "vae.pt")
+    change(state)
+    torch.save(state, tmp_path / "vae.pt")
+    with pytest.raises(InputError, match=r"vae.pt: its weights cannot be used .* move it away to begin anew"):
+        vae_training.train_vae(RECIPE, again, 0.0, num_processes)
 
 
 def test_a_stage_before_its_turn_is_told_in_one_sentence(
