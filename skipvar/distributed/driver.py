@@ -228,8 +228,7 @@ class Driver:
 
     def _heed_audits(self) -> None:
         """Count what audits found, and act on their alarm once. What was handed out before it stays as it is."""
-        alarm = None if self._audits is None else self._audits.count()
-        if self._audits is None or alarm is None or self._is_alarmed:
+        if self._audits is None or (alarm := self._audits.count()) is None or self._is_alarmed:
             return
         self._is_alarmed = True
         what = alarm.text(self._audits.promise)
@@ -246,7 +245,6 @@ class Driver:
         why = "was preempted" if loss.is_preempted else f"is lost ({loss.reason})"
         units = ", ".join(str(index) for index in sorted(held)) or "none"
         logger.warning("%s %s; units to be made again: %s", member.name, why, units)
-        was_idle = not held
         self._fleet.drop(member)
         self._num_up -= member.is_up
         self._ticked = -math.inf
@@ -255,7 +253,7 @@ class Driver:
         if member.is_up:
             self._surveyed = -math.inf  # replaced at once; one that dies at start waits for the next survey
         if not loss.is_preempted:
-            self._count_death(loss, was_idle=was_idle)
+            self._count_death(loss, was_idle=not held)
         self._supply_all()
 
     def _end_hanging(self) -> None:
