@@ -152,15 +152,17 @@ class AuditBook:
         """The count with all that is next in order. The alarm is published before the count that raises it: whoever is
         killed in between comes by it again."""
         counted = self._own
-        while True:
-            file: FileKey | None = (counted.units, 0)
-            if counted.units >= self._num_units:  # retries come after all units
-                left = (file for file in self._waiting if file[1] and not counted.holds(file))
-                file = min(left, default=None)
-            if file is None or file not in self._waiting:
-                return counted
+        while (file := self._next(counted)) is not None:
             counted = counted.plus(file, *self._waiting[file])
             self._raise_if_due(counted, file[0])
+        return counted
+
+    def _next(self, counted: RunCount) -> FileKey | None:
+        """The file that comes next in order, if it is there: units, then retries."""
+        if counted.units < self._num_units:
+            unit = (counted.units, 0)
+            return unit if unit in self._waiting else None
+        return min((file for file in self._waiting if file[1] and not counted.holds(file)), default=None)
 
     def _totals(self, own: RunCount) -> tuple[int, int]:
         return self._others[0] + own.images, self._others[1] + own.misses

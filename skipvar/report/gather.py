@@ -71,8 +71,8 @@ class UnitFacts:
     """What the small columns of one data file say."""
 
     name: str
-    images: int
     strategies: Mapping[str, int]
+    """Images of each."""
     cost_shares: Mapping[str, float]
     """By strategy, summed."""
     engine_seconds: float
@@ -103,9 +103,9 @@ class RunFacts:
     pairs: Sequence[AuditPair]
     """The audited images least like `base`, the worst first."""
 
-    @cached_property
+    @property
     def num_images(self) -> int:
-        return sum(unit.images for unit in self.units)
+        return self.strategies.total()
 
     @cached_property
     def strategies(self) -> Counter[str]:
@@ -210,7 +210,6 @@ def _read_unit(storage: Storage, name: str, num_points: int) -> UnitFacts:
     by_strategy = groups.to_pylist()
     return UnitFacts(
         name=name,
-        images=table.num_rows,
         strategies={row["strategy"]: row["cost_share_count"] for row in by_strategy},
         cost_shares={row["strategy"]: row["cost_share_sum"] for row in by_strategy},
         engine_seconds=pc.sum(table["engine_seconds"]).as_py() or 0.0,
