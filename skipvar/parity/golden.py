@@ -17,10 +17,9 @@ from torch import Tensor
 
 from skipvar.errors import InputError
 from skipvar.model.bsq import Grid
-from skipvar.model.checkpoint import decoder_weights, transformer_weights
 from skipvar.model.config import ModelConfig, TransformerConfig, VaeConfig
 from skipvar.model.linear import set_row_padding
-from skipvar.model.pipeline import Pipeline
+from skipvar.model.pipeline import Pipeline, load_weights
 from skipvar.model.schedules import INFINITY_SCHEDULES
 from skipvar.model.transformer import Transformer
 from skipvar.model.vae import Decoder
@@ -199,16 +198,10 @@ class GoldenPart:
             schedules=SCHEDULES,
         )
 
-    def load_decoder(self) -> Decoder:
-        """The part's VAE decoder in float32 on the CPU, without gradients."""
-        decoder = Decoder(self.config.vae)
-        decoder.load_state_dict(decoder_weights(decoder, self.folder / "vae.safetensors"))
-        return decoder.eval().requires_grad_(False)
-
     def load_pipeline(self) -> Pipeline:
-        """The part's model in float32 on the CPU, rows padded as the engine does there."""
-        transformer = Transformer(self.config.transformer)
-        transformer.load_state_dict(transformer_weights(transformer, self.folder / "transformer.safetensors"))
+        """The part's model in float32 on the CPU, without gradients, rows padded as the engine does there."""
+        transformer, decoder = Transformer(self.config.transformer), Decoder(self.config.vae)
+        load_weights(transformer, decoder, self.folder / "transformer.safetensors", self.folder / "vae.safetensors")
         set_row_padding(transformer, 16)
         prompts = load_file(self.folder / "prompts.safetensors")
         marker = "kv_compact_"
@@ -216,7 +209,7 @@ class GoldenPart:
         return Pipeline(
             config=self.config,
             transformer=transformer.eval().requires_grad_(False),
-            decoder=self.load_decoder(),
+            decoder=decoder.eval().requires_grad_(False),
             text_encoder=StoredFeatures(features),
             dtype=torch.float32,
             device=torch.device("cpu"),
