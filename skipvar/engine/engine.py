@@ -288,7 +288,7 @@ class Engine:
         into.add(BatchCount(1, len(batch.items), batch.limit))
 
     @contextmanager
-    def _timed(self, what: str, images: Sequence[ImageState] = ()) -> Iterator[None]:
+    def _timed(self, what: str, images: Sequence[ImageState]) -> Iterator[None]:
         """Adds the seconds of a block to the statistics and, in equal shares, to its images."""
         start = time.perf_counter()
         yield

@@ -58,8 +58,7 @@ class Resolved:
     @property
     def max_image_pixels(self) -> int:
         """Pixels of the largest image."""
-        sizes = (self.model.image_size(schedule.grids[-1]) for schedule in self.schedules)
-        return max(height * width for height, width in sizes)
+        return self.costs.image_pixels
 
     @property
     def costs(self) -> Costs:
