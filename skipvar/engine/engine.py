@@ -15,7 +15,7 @@ from skipvar.engine.batcher import Batch, Batcher, Bucket, Limits, Stream
 from skipvar.engine.resolved import DeviceReport
 from skipvar.engine.runner import Runner
 from skipvar.engine.sampler import WorkingBatch
-from skipvar.engine.state import ImageState, Snapshot
+from skipvar.engine.state import ImageState
 from skipvar.engine.statistics import BatchCount, EngineStatistics
 from skipvar.errors import ModelError, RowError
 from skipvar.skip.features import LatentProbe, ProbeRule
@@ -108,13 +108,18 @@ class Engine:
         return finished
 
     def _run_batch(self, batch: Batch[ImageState]) -> list[Finished]:
-        """Runs a batch; where memory lacks, its images go back to the state that they had."""
+        """Runs a batch and settles its images; where memory lacks, they go back to the state that they had and are
+        queued again, and this kind of batch is halved for good."""
         before = [image.snapshot() for image in batch.items]
         done = within_memory(lambda: self._run(batch))
-        if isinstance(done, Lack):
-            self._retreat(batch, before, done)
-            return []
-        return self._settle(done)
+        if not isinstance(done, Lack):
+            return self._settle(done)
+        for image, snapshot in zip(batch.items, before, strict=True):
+            image.restore(snapshot)
+        if self._can_shrink(batch.items, str(batch.key), done):
+            self._batcher.put_back(batch)
+            self._batcher.lower_limit(batch.key, max(1, min(batch.limit // 2, len(batch.items) - 1)))
+        return []
 
     def _run(self, batch: Batch[ImageState]) -> list[ImageState]:
         """Runs a batch; returns its images that have no scale left to run. Only then anything but them has changed."""
@@ -144,16 +149,17 @@ class Engine:
         with self._timed("prefix", batch.items):
             working = self._runner.run_prefix(batch.items, self._decision_scale, batch.limit)
         self._decide(working)
-        is_done = [self._ends_at_decision(image) for image in batch.items]
-        is_audited = [self._is_drawn(image.request) and not image.is_base for image in batch.items]
-        kept = zip(is_done, is_audited, strict=True)
-        self._runner.hold(working, [index for index, (done, audited) in enumerate(kept) if not done or audited])
+        done = [image for image in batch.items if self._ends_at_decision(image)]
+        audited = [image for image in batch.items if self._is_drawn(image.request) and not image.is_base]
+        places = [place for place, image in enumerate(batch.items) if image not in done or image in audited]
+        self._runner.hold(working, places)
         self._count(self.statistics.prefix, batch)
-        for image, done, audited in zip(batch.items, is_done, is_audited, strict=True):
-            image.at_decision = image.snapshot() if audited else None
-            if not done:
+        for image in audited:
+            image.at_decision = image.snapshot()
+        for image in batch.items:
+            if image not in done:
                 self._queue_suffix(image)
-        return [image for image, done in zip(batch.items, is_done, strict=True) if done]
+        return done
 
     def _queue_suffix(self, image: ImageState) -> None:
         assert image.strategy is not None
@@ -241,15 +247,6 @@ class Engine:
         with self._timed("decode", images):
             return within_memory(lambda: self._runner.decode(images))
 
-    def _retreat(self, batch: Batch[ImageState], before: Sequence[Snapshot], lack: Lack) -> None:
-        """Out of memory: brings a batch's images back and queues them again, halving this kind of batch for good; a
-        single image fails."""
-        for image, snapshot in zip(batch.items, before, strict=True):
-            image.restore(snapshot)
-        if self._can_shrink(batch.items, str(batch.key), lack):
-            self._batcher.put_back(batch)
-            self._batcher.lower_limit(batch.key, max(1, min(batch.limit // 2, len(batch.items) - 1)))
-
     def _can_shrink(self, images: Sequence[ImageState], what: str, lack: Lack) -> bool:
         """Counts a lack of memory. Whether fewer images at a time may do: a single one fails.
 
@@ -291,7 +288,7 @@ class Engine:
         into.add(BatchCount(1, len(batch.items), batch.limit))
 
     @contextmanager
-    def _timed(self, what: str, images: Sequence[ImageState] = ()) -> Iterator[None]:
+    def _timed(self, what: str, images: Sequence[ImageState]) -> Iterator[None]:
         """Adds the seconds of a block to the statistics and, in equal shares, to its images."""
         start = time.perf_counter()
         yield

@@ -32,7 +32,6 @@ class Resolved:
     size: str
     policy: Policy
     device: Device
-    dtype: Dtype
     batch_invariant: bool
     fixed_shapes: bool
     batch_size: int | None
@@ -53,10 +52,13 @@ class Resolved:
         return self.model.schedules.sizes[self.size]
 
     @property
+    def dtype(self) -> Dtype:
+        return self.conditions.dtype
+
+    @property
     def max_image_pixels(self) -> int:
         """Pixels of the largest image."""
-        sizes = (self.model.image_size(schedule.grids[-1]) for schedule in self.schedules)
-        return max(height * width for height, width in sizes)
+        return self.costs.image_pixels
 
     @property
     def costs(self) -> Costs:
@@ -127,12 +129,11 @@ def resolve(config: RunConfig, files: Files | None = None, device: Device | None
     each mistake of the user's.
     """
     files = files or Files()
-    identity = identify(config.model, files)
-    size, layers = check_sampling(config, identity.config)
-    num_scales = identity.config.schedules.sizes[size]
+    model, weights_sha256 = identify(config.model, files)
+    size, layers = check_sampling(config, model)
+    num_scales = model.schedules.sizes[size]
     device = device or find_device(config.model.device)
-    dtype = find_dtype(config.model.dtype, device)
-    usual = known_schedule(identity.config, config.sampling.aspect_ratio, size)
+    usual = known_schedule(model, config.sampling.aspect_ratio, size)
     conditions = Conditions(
         cfg=_per_scale(config.sampling.cfg, num_scales),
         tau=_per_scale(config.sampling.tau, num_scales),
@@ -140,19 +141,18 @@ def resolve(config: RunConfig, files: Files | None = None, device: Device | None
         top_p=config.sampling.top_p,
         negative_prompt=config.sampling.negative_prompt or None,
         cfg_insertion_layers=layers,
-        dtype=dtype,
+        dtype=find_dtype(config.model.dtype, device),
         grids=None if usual is None else usual.grids,
     )
-    facts = ModelFacts(identity.config.name, num_scales, identity.weights_sha256, conditions)
+    facts = ModelFacts(model.name, num_scales, weights_sha256, conditions)
     policy = load_policy(config.policy, facts, force=config.policy_force, read=files.read)
     return Resolved(
-        model=identity.config,
-        weights_sha256=identity.weights_sha256,
+        model=model,
+        weights_sha256=weights_sha256,
         conditions=conditions,
         size=size,
         policy=policy,
         device=device,
-        dtype=dtype,
         batch_invariant=_batch_invariant(config, device),
         fixed_shapes=config.engine.fixed_shapes,
         batch_size=_number(config.engine.batch_size),

@@ -29,9 +29,6 @@ class SamplingRules:
     guidance_layers: tuple[int, ...] = (0,)
     """0: guidance on the logits; -j: after block depth-j (FORWARD.md section 8)."""
 
-    def guidance_blocks(self, depth: int) -> list[int]:
-        return sorted(depth + layer for layer in self.guidance_layers if layer < 0)
-
 
 @dataclass(frozen=True)
 class BatchMark:
@@ -137,22 +134,21 @@ class Sampler:
             )
         return ImageState(request=request, schedule=schedule, generator=torch.Generator().manual_seed(request.seed))
 
+    @torch.inference_mode()
     def encode_text(self, image: ImageState) -> None:
-        """Fills in an image's text, once; the learned unconditional text is cut to the prompt's length."""
+        """Fills in an image's text, once: each row by itself, so that no padding is needed.
+
+        The learned unconditional text is cut to the prompt's length.
+        """
         if image.text:
             return
-        encoder, request = self.pipeline.text_encoder, image.request
+        encoder, transformer, request = self.pipeline.text_encoder, self.pipeline.transformer, image.request
         rows = [encoder.encode(request.prompt)]
         if image.is_guided and request.negative_prompt is not None:
             rows.append(encoder.encode(request.negative_prompt))
         elif image.is_guided:
-            rows.append(self.pipeline.transformer.unconditional_text[: len(rows[0])])
-        image.text = tuple(self._text_state(features) for features in rows)
-
-    @torch.inference_mode()
-    def _text_state(self, features: Tensor) -> TextState:
-        """One row's text from `features (tokens, text_width)`: by itself, so that no padding is needed."""
-        return self.pipeline.transformer.encode_text(features[None].to(self.pipeline.device), [len(features)])
+            rows.append(transformer.unconditional_text[: len(rows[0])])
+        image.text = tuple(transformer.encode_text(row[None].to(self.pipeline.device), [len(row)]) for row in rows)
 
     def start_image(self, request: Request) -> ImageState:
         """An image that is ready for its first scale: `new_image`, then `encode_text`."""
@@ -257,8 +253,8 @@ class Sampler:
         tokens = slice(schedule.first_token(scale), schedule.first_token(scale + 1))
         strengths = [image.request.cfg[scale] for image in batch.images]
         guidance = Guidance(batch.per_image(strengths), batch.per_image([1 - cfg for cfg in strengths]))
-        blocks = self.rules.guidance_blocks(transformer.config.depth) if batch.is_guided else []
-        mixed_at = dict.fromkeys(blocks, guidance)
+        blocks = [transformer.config.depth + layer for layer in self.rules.guidance_layers if layer < 0]
+        mixed_at = dict.fromkeys(blocks, guidance) if batch.is_guided else {}
         rope = (cos[tokens], sin[tokens])
         x = transformer(x, batch.text, rope, batch.cache, write=write, guidance_after_block=mixed_at)
         inverse_tau = batch.per_image([1 / image.request.tau[scale] for image in batch.images])

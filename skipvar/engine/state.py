@@ -24,7 +24,7 @@ class Snapshot:
     """All of the image's, by name."""
 
 
-@dataclass
+@dataclass(eq=False)
 class ImageState:
     """A request that is being made."""
 

@@ -1,9 +1,8 @@
-"""The slow, obvious twins of the engine: one image by itself, and bits drawn as upstream draws them."""
+"""The slow, obvious twin of the engine: one image by itself."""
 
 import time
 
 import torch
-from torch import Tensor
 
 from skipvar.engine.sampler import Sampler, SamplingRules
 from skipvar.model.pipeline import Pipeline, to_uint8
@@ -29,18 +28,3 @@ def generate_one(
     pixels = to_uint8(pipeline.decode(batch.code_sum)).cpu().numpy()[0]
     image.seconds["twin"] = time.perf_counter() - start
     return image.finish(pixels)
-
-
-@torch.inference_mode()
-def sample_bits_by_multinomial(logits: Tensor, generator: torch.Generator, top_k: int, top_p: float) -> Tensor:
-    """The twin of thresholds for one image: filter, softmax and draw as upstream does, `(L, 2d)` -> `(L, d)`."""
-    pairs = logits.unflatten(-1, (-1, 2))
-    if top_k == 1:
-        pairs = pairs.masked_fill(pairs < pairs.amax(dim=-1, keepdim=True), -torch.inf)
-    if top_p > 0:
-        ordered, order = pairs.sort(dim=-1)
-        dropped = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-        dropped[..., -1] = False
-        pairs = pairs.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
-    draws = torch.multinomial(pairs.softmax(dim=-1).reshape(-1, 2), 1, replacement=True, generator=generator)
-    return draws.reshape(pairs.shape[:-1]).bool()

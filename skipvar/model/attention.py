@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skipvar.model.linear import Linear, empty_parameter, linear
+from skipvar.model.linear import Linear, empty_parameter
 from skipvar.model.rope import apply_rope
 
 MAX_LOG_SCALE = math.log(100)
@@ -36,8 +36,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], extend: Extend, mask: Tensor | None = None) -> Tensor:
         """`x: (n, L, C)`, `rope`: cosines and sines `(L, c / 2)` -> `(n, L, C)`; `mask: (L, T)` only in training."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = linear(x, self.qkv.weight, bias, self.qkv.pad_rows_to)
-        queries, keys, values = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        queries, keys, values = self.qkv(x, bias).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         scale = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]
         queries = apply_rope(F.normalize(queries.float(), dim=-1, eps=1e-12) * scale, *rope).to(values.dtype)
         keys = apply_rope(F.normalize(keys.float(), dim=-1, eps=1e-12), *rope).to(values.dtype)
@@ -60,8 +59,7 @@ class CrossAttention(nn.Module):
     def project_text(self, text: Tensor) -> Tensor:
         """Keys and values of text features, once an image: `(n, T, C)` -> `(2, n, H, T, c)`."""
         bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
-        projected = linear(text, self.key_value.weight, bias, self.key_value.pad_rows_to)
-        return projected.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.key_value(text, bias).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
 
     def forward(self, x: Tensor, keys_values: Tensor, layout: "TextLayout") -> Tensor:
         """`x: (n, L, C)`, `keys_values: (2, n, H, T, c)` padded as `layout` says -> `(n, L, C)`."""

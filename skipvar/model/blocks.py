@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from skipvar.model.attention import CrossAttention, Extend, SelfAttention, TextLayout
 from skipvar.model.config import TransformerConfig
-from skipvar.model.linear import Linear, empty_parameter, linear
+from skipvar.model.linear import Linear, empty_parameter
 
 NORM_EPS = 1e-6
 
@@ -79,7 +79,6 @@ class TextPooling(nn.Module):
         """`text: (n, T, text_width)` -> `(n, C)`."""
         heads = self.query.shape[0]
         bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
-        projected = linear(text, self.key_value.weight, bias, self.key_value.pad_rows_to)
-        keys, values = projected.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+        keys, values = self.key_value(text, bias).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
         queries = self.query[None, :, None].expand(len(text), -1, 1, -1).to(keys.dtype)
         return self.projection(layout.attend(queries, keys, values).flatten(1))

@@ -137,8 +137,3 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not is_text(self.name):
             raise ValueError("name must be a text")
-
-    def image_size(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """Height and width in pixels of an image whose last scale is this token grid."""
-        pixels = self.vae.patch_size * (2 if self.transformer.spatial_patchify else 1)
-        return grid[0] * pixels, grid[1] * pixels

@@ -13,7 +13,7 @@ from skipvar.config import ModelSection
 from skipvar.errors import ConfigError, ModelError
 from skipvar.model.config import ModelConfig, ScheduleConfig, TransformerConfig, VaeConfig
 from skipvar.model.look import is_absent, look_at_model, parse_object, read_object
-from skipvar.model.presets import EMOJI, PRESETS
+from skipvar.model.presets import PRESETS, find_preset
 
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / "emoji"
 FORMAT = "skipvar-model-1"
@@ -46,29 +46,22 @@ class ModelFiles:
     """Of each network, where a converted folder's config.json tells it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelIdentity:
-    """What decides a model's images besides the sampling."""
+def identify(section: ModelSection, files: Files | None = None) -> tuple[ModelConfig, Mapping[str, str]]:
+    """What decides a model's images besides the sampling: its configuration, and each network's SHA-256.
 
-    config: ModelConfig
-    weights_sha256: Mapping[str, str]
-    """Of each network's file or folder; for random weights a word that names the seed."""
-
-
-def identify(section: ModelSection, files: Files | None = None) -> ModelIdentity:
-    """The model that a configuration names. A converted folder tells by its config.json, other weights are hashed.
-
-    Raises `ConfigError` where a path is missing from the configuration, `ModelError` where nothing lies there.
+    A converted folder tells by its config.json, other weights are hashed; for random weights a word that names the seed
+    stands for all three. Raises `ConfigError` where a path is missing from the configuration, `ModelError` where what
+    lies there does not fit.
     """
     files = files or Files()
     if section.path and section.path.startswith("random:"):
-        return ModelIdentity(config=PRESETS[section.name], weights_sha256=dict.fromkeys(NETWORKS, section.path))
+        return PRESETS[section.name], dict.fromkeys(NETWORKS, section.path)
     found = find_model(section, files)
     look_at_model(found.paths, found.config, is_converted=found.is_converted)
     hashes = found.told_sha256
     if hashes is None:
         hashes = {name: _hash(files, path) for name, path in found.paths.items()}
-    return ModelIdentity(config=found.config, weights_sha256=hashes)
+    return found.config, hashes
 
 
 def find_model(section: ModelSection, files: Files) -> ModelFiles:
@@ -77,13 +70,12 @@ def find_model(section: ModelSection, files: Files) -> ModelFiles:
     Raises `ConfigError` where a path is missing from the configuration or nothing lies at `model.path`, `ModelError`
     for a config.json that is none.
     """
-    if section.path is None and section.name != EMOJI.name:
-        raise ConfigError(f"model.path is needed for {section.name}: its weights are not part of this package")
+    find_preset(section)  # says what is wrong where there is no path
     place = str(EMBEDDED_FOLDER) if section.path is None else section.path.rstrip("/")
     source = f"{place}/config.json"
     try:
         content = parse_object(files.read(source), source, "a model configuration")
-    except OSError:
+    except (OSError, ValueError):  # nothing there, or a name that no file can have
         content = {}
     if content.get("format") != FORMAT:
         return _official_files(section, place)

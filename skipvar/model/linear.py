@@ -14,22 +14,20 @@ class Linear(nn.Linear):
 
     pad_rows_to: int = 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x: (..., in_features)` of any float dtype -> `(..., out_features)` in the weight's dtype."""
-        return linear(x, self.weight, self.bias, self.pad_rows_to)
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x: (..., in_features)` of any float dtype -> `(..., out_features)` in the weight's dtype.
 
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, pad_rows_to: int) -> Tensor:
-    """`x weightᵀ + bias` over the last axis, with the rows padded to a multiple of `pad_rows_to`."""
-    x = x.to(weight.dtype)
-    if pad_rows_to == 1:
-        return F.linear(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1])
-    missing = -len(rows) % pad_rows_to
-    if missing:
-        rows = F.pad(rows, (0, 0, 0, missing))
-    out = F.linear(rows, weight, bias)[: len(rows) - missing]
-    return out.reshape(*x.shape[:-1], weight.shape[0])
+        `bias: (out_features,)` stands in for the layer's own.
+        """
+        x, bias = x.to(self.weight.dtype), self.bias if bias is None else bias
+        if self.pad_rows_to == 1:
+            return F.linear(x, self.weight, bias)
+        rows = x.reshape(-1, x.shape[-1])
+        missing = -len(rows) % self.pad_rows_to
+        if missing:
+            rows = F.pad(rows, (0, 0, 0, missing))
+        out = F.linear(rows, self.weight, bias)[: len(rows) - missing]
+        return out.reshape(*x.shape[:-1], self.out_features)
 
 
 def set_row_padding(module: nn.Module, pad_rows_to: int) -> None:

@@ -56,10 +56,6 @@ class Pipeline:
         """Cells of the VAE's latent at the schedule's last scale."""
         return latent_grid(schedule.grids[-1], self.config.transformer.spatial_patchify)
 
-    def image_size(self, schedule: Schedule) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.config.image_size(schedule.grids[-1])
-
     def decode(self, code_sum: Tensor) -> Tensor:
         """Running code sums `(B, dv, h, w)` -> images `(B, 3, H, W)` float32 in [-1, 1].
 
@@ -88,8 +84,7 @@ def load_pipeline(section: ModelSection) -> Pipeline:
     found = find_model(section, Files())
     paths = {name: Path(path) for name, path in found.paths.items()}
     transformer, decoder = Transformer(found.config.transformer), Decoder(found.config.vae)
-    transformer.load_state_dict(transformer_weights(transformer, paths["transformer"]))
-    decoder.load_state_dict(decoder_weights(decoder, paths["vae"]))
+    load_weights(transformer, decoder, paths["transformer"], paths["vae"])
     max_tokens = found.config.transformer.text_max_tokens
     return Pipeline(
         config=found.config,
@@ -100,6 +95,12 @@ def load_pipeline(section: ModelSection) -> Pipeline:
         device=device,
         weights_sha256={name: sha256_of(path) for name, path in paths.items()},
     )
+
+
+def load_weights(transformer: Transformer, decoder: Decoder, transformer_path: Path, vae_path: Path) -> None:
+    """Loads upstream's files, or those of a converted folder, into our networks. Raises `ModelError`."""
+    transformer.load_state_dict(transformer_weights(transformer, transformer_path))
+    decoder.load_state_dict(decoder_weights(decoder, vae_path))
 
 
 def _random_pipeline(config: ModelConfig, path: str, dtype: torch.dtype, device: torch.device) -> Pipeline:

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from skipvar.errors import InputError
 from skipvar.model.bsq import Grid
-from skipvar.model.checkpoint import decoder_weights, transformer_weights
 from skipvar.model.config import ModelConfig, TransformerConfig, VaeConfig
 from skipvar.model.linear import set_row_padding
-from skipvar.model.pipeline import Pipeline
+from skipvar.model.pipeline import Pipeline, load_weights
 from skipvar.model.schedules import INFINITY_SCHEDULES
 from skipvar.model.transformer import Transformer
 from skipvar.model.vae import Decoder
@@ -226,8 +225,7 @@ class GoldenPart:
     def load_pipeline(self) -> Pipeline:
         """The part's model in float32 on the CPU, without gradients, rows padded as the engine does there."""
         transformer, decoder = Transformer(self.config.transformer), Decoder(self.config.vae)
-        transformer.load_state_dict(transformer_weights(transformer, self.folder / "transformer.safetensors"))
-        decoder.load_state_dict(decoder_weights(decoder, self.folder / "vae.safetensors"))
+        load_weights(transformer, decoder, self.folder / "transformer.safetensors", self.folder / "vae.safetensors")
         set_row_padding(transformer, 16)
         return Pipeline(
             config=self.config,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from skipvar.model.device import Dtype
 from skipvar.skip.chances import ChanceTable
 from skipvar.skip.features import DecodedProbe, ProbeRule
 from skipvar.skip.strategy import PAPER_STRATEGIES, STRATEGY_NAMES
@@ -126,8 +127,7 @@ class Conditions:
     top_p: float
     negative_prompt: str | None
     cfg_insertion_layers: tuple[int, ...]
-    dtype: str
-    """float32 or bfloat16."""
+    dtype: Dtype
     grids: tuple[tuple[int, int], ...] | None
     """The schedule of the run's aspect ratio and size; None: the model lacks the ratio."""
 

@@ -159,7 +159,7 @@ def _conditions_of(content: Mapping[str, Any]) -> Conditions:
         top_p=float(content["top_p"]),
         negative_prompt=None if negative_prompt is None else str(negative_prompt),
         cfg_insertion_layers=tuple(int(layer) for layer in content["cfg_insertion_layers"]),
-        dtype=str(content["dtype"]),
+        dtype=content["dtype"],
         grids=tuple((int(height), int(width)) for height, width in content["grids"]),
     )
 

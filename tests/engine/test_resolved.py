@@ -101,6 +101,8 @@ def test_how_long_an_image_may_wait_is_what_the_configuration_says() -> None:
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         resolve(RunConfig(model=ModelSection(path=str(tmp_path / "missing"))))
+    with pytest.raises(ConfigError, match="does not exist"):
+        resolve(RunConfig(model=ModelSection(path="no\0file")))
     (tmp_path / "none").mkdir()
     with pytest.raises(ConfigError, match=r"model\.vae_path is needed"):
         resolve(RunConfig(model=ModelSection(path=str(tmp_path / "none"))))

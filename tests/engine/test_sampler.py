@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from skipvar.engine.sampler import Sampler, WorkingBatch, bit_thresholds, sample_bits
-from skipvar.engine.twin import generate_one, sample_bits_by_multinomial
+from skipvar.engine.twin import generate_one
 from skipvar.errors import RowError
 from skipvar.model.kv_cache import KeyValueCache
 from skipvar.model.pipeline import Pipeline, to_uint8
@@ -24,6 +24,21 @@ NUM_SCALES, NUM_TOKENS = 10, 680
 @pytest.fixture(scope="module")
 def pipeline(small_pipeline: Pipeline) -> Pipeline:
     return small_pipeline
+
+
+@torch.inference_mode()
+def sample_bits_by_multinomial(logits: Tensor, generator: torch.Generator, top_k: int, top_p: float) -> Tensor:
+    """The twin of thresholds for one image: filter, softmax and draw as upstream does, `(L, 2d)` -> `(L, d)`."""
+    pairs = logits.unflatten(-1, (-1, 2))
+    if top_k == 1:
+        pairs = pairs.masked_fill(pairs < pairs.amax(dim=-1, keepdim=True), -torch.inf)
+    if top_p > 0:
+        ordered, order = pairs.sort(dim=-1)
+        dropped = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
+        dropped[..., -1] = False
+        pairs = pairs.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+    draws = torch.multinomial(pairs.softmax(dim=-1).reshape(-1, 2), 1, replacement=True, generator=generator)
+    return draws.reshape(pairs.shape[:-1]).bool()
 
 
 def new_cache(pipeline: Pipeline, rows: int) -> KeyValueCache:
