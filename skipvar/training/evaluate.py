@@ -4,6 +4,7 @@
 """
 
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -165,11 +166,19 @@ def _measure_skipping(
         for i, trial in enumerate(trials)
     ]
     foretold = foretold_ranks(fit_forecasts(known, EVALUATED[1:], LatentProbe(FORETOLD_SIDE)), known)
-    result["spearman_latents"] = list(foretold.values())
-    by_scale = {scale: rank_correlations(known, scale) for scale in settings.probe_scales}
-    for scale, correlations in by_scale.items():
-        result |= {f"{name}_at_scale_{scale}": values for name, values in correlations.items()}
-    return result | {name: values[-1] for name, values in by_scale[settings.policy_scale].items()}
+    by_name = {"spearman_latents": list(foretold.values())}
+    for scale in settings.probe_scales:
+        by_name |= {f"{name}_at_scale_{scale}": values for name, values in rank_correlations(known, scale).items()}
+    # Of one prompt, or of values that are all equal, there is no correlation; JSON knows no NaN.
+    correlations = {
+        name: [None if math.isnan(value) else value for value in values] for name, values in by_name.items()
+    }
+    reported = ("spearman_sobel", "spearman_fft")
+    return {
+        **result,
+        **correlations,
+        **{name: correlations[f"{name}_at_scale_{settings.policy_scale}"][-1] for name in reported},
+    }
 
 
 def _draw_sheets(model: Path, trials: list[Trial], prompts: list[Prompt]) -> None:

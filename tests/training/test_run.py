@@ -211,6 +211,16 @@ def test_evaluation_gives_one_document(folders: Folders, exported: Path, tmp_pat
     assert all((model / name).is_file() for name in ("samples.png", "skipping.png"))
 
 
+def test_evaluation_of_one_prompt_has_no_correlations(folders: Folders, exported: Path, tmp_path: Path) -> None:
+    """They were NaN, which is no JSON."""
+    model = tmp_path / "model"
+    shutil.copytree(exported, model)
+    found = evaluate(replace(RECIPE, evaluation=EvaluationRecipe(num_prompts=1)), folders, model)
+    json.dumps(found, allow_nan=False)
+    assert found["spearman_sobel"] is None and found["spearman_latents"] == [None] * 3
+    assert len(found["ssim_skip"]) == 3
+
+
 def test_restores_a_run_from_the_exported_folder(folders: Folders, exported: Path, tmp_path: Path) -> None:
     again = Folders(packages=folders.packages, run=tmp_path / "run")
     again.run.mkdir()
