@@ -63,17 +63,16 @@ def generate(
                     driver = Driver(config, cluster, fleet, run, metrics, stop, audits)
                     error = _error_of(driver.run)
                     driver.end()
+            if error is not None and error.exit_code == EXIT_USAGE and not metrics.num_units:
+                log.discard()
+                run.withdraw()  # a mistake that only a replica could find: as if found before any work
+                raise error
             if audits is not None and not isinstance(error, StorageError):
                 error = error or _error_of(lambda: _count_published(audits, run))
             if isinstance(error, StorageError):  # it had its retries; what is said at the end gets a few seconds
                 run = run.with_patience(LAST_RETRY_SECONDS)
                 log.attach(run.storage, log_name(run.order.session, "driver"))
-            outcome = conclude(run, metrics, error, audits)
-            if error is not None and error.exit_code == EXIT_USAGE and not metrics.num_units:
-                log.discard()
-                run.withdraw()  # a mistake that only a replica could find: as if found before any work
-                raise error
-            return outcome
+            return conclude(run, metrics, error, audits)
 
 
 def _open_audits(config: RunConfig, run: OpenRun) -> AuditBook | None:

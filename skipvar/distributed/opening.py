@@ -66,6 +66,8 @@ class OpenRun:
     resolved: Resolved
     record: RunRecord
     """As it was when the run was opened: a resumed one's tells of earlier sessions."""
+    found: RunRecord | None
+    """What stood there before; None: the run is new."""
 
     @property
     def ledger(self) -> Ledger:
@@ -81,9 +83,9 @@ class OpenRun:
         return replace(self, storage=open_storage(self.storage.uri, with_patience(self.order.dataset.storage, seconds)))
 
     def withdraw(self) -> None:
-        """Take back a run that never made anything, so that its output is free for the right configuration."""
-        if not self.record.is_resumed and not self.lease.is_over:
-            self.ledger.withdraw()
+        """Leave the output as it was found: that of a new run is free for the right configuration."""
+        if not self.lease.is_over:
+            self.ledger.withdraw(self.found)
 
 
 def with_patience(storage: StorageConfig, seconds: float) -> StorageConfig:
@@ -171,6 +173,7 @@ def open_run(
     lease = acquire(storage, config.storage.lease_stale_seconds, sleep)
     try:
         ledger = Ledger(storage)
+        found = ledger.read_run()
         record = ledger.open_run(
             RunRecord(
                 fingerprint=run_fingerprint,
@@ -200,6 +203,7 @@ def open_run(
         num_requests=num_requests,
         resolved=resolved,
         record=record,
+        found=found,
     )
 
 

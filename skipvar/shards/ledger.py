@@ -92,9 +92,14 @@ class Ledger:
         self._storage.replace(RUN_FILE, present.to_json())
         return present
 
-    def withdraw(self) -> None:
-        """Forget a run that published nothing, unless it did: its input, its logs, and last of all its record."""
-        if next(self._storage.list(DATA), None) is None:
+    def withdraw(self, found: RunRecord | None) -> None:
+        """Forget a session that published nothing: its run is as it was `found`.
+
+        One that was not there before goes, unless it published: its input, its logs, and last of all its record.
+        """
+        if found is not None:
+            self._storage.replace(RUN_FILE, found.to_json())
+        elif next(self._storage.list(DATA), None) is None:
             for prefix in (INPUT, LOG):
                 for entry in list(self._storage.list(prefix)):
                     self._storage.delete(entry.name)

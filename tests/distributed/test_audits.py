@@ -101,3 +101,7 @@ def test_a_warning_changes_no_row(make_config: Callable[..., RunConfig]) -> None
     with pytest.raises(ConfigError, match=r"another promise \(alpha: 0\.1 -> 0\.2\)"):
         run(make_config("warn", "audit.alpha=0.2", f"output.path={config.output.path}3"))
     assert not (Path(config.output.path + "3") / "_run.json").exists()
+    before = record(config)
+    with pytest.raises(ConfigError, match="another promise"):  # of a finished run as well, which stays finished
+        run(make_config("warn", "audit.alpha=0.2"))
+    assert record(config) == before and before["state"] == "finished"
