@@ -56,9 +56,7 @@ def _rule(config: RunConfig, resolved: Resolved) -> "TrialRule | AuditRule | Non
 
 def _with_local_files(model: ModelSection, storage: StorageConfig) -> ModelSection:
     def local(uri: str | None) -> str | None:
-        if uri is None or not uri.startswith("s3://"):
-            return uri
-        return str(fetch(uri, CACHE_FOLDER, storage))
+        return None if uri is None else str(fetch(uri, CACHE_FOLDER, storage))
 
     return replace(
         model,
