@@ -220,7 +220,7 @@ def fitted(
     """
     own, taken = dict(network.named_parameters()), {}
     for name in own:
-        accepted = list(dict.fromkeys(names(name)))
+        accepted = names(name)
         found = [theirs for theirs in accepted if theirs in state]
         if len(found) > 1:
             raise ModelError(f"{source}: {found[0]} and {found[1]} are two tensors for one parameter")

@@ -86,9 +86,9 @@ class PartParity:
         compare_sums(case, run, replay)
         if any(name.startswith(("image_", "decoded_")) for name in run.tensors):
             compare_image(case, run.tensors, self.replayer.pixels(replay), replay.decoded)
-        if run.probe:
+        if probe := run.probe:
             old, new = replay.sums[DECISION_INDEX - 1], replay.sums[DECISION_INDEX]
-            compare_probe(case, run.probe, self.golden.policies, self.replayer.pipeline, old, new)
+            compare_probe(case, probe, self.golden.policies, self.replayer.pipeline, old, new)
 
     def _report_run(self, case: Case, run: GoldenRun) -> None:
         replay = self.replayer.run(run, run.bits)
