@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from skipvar.benchmarks.measure import peak_bytes
-from skipvar.benchmarks.null_run import UNIT_ROWS, null_driver, null_report, null_started
+from skipvar.benchmarks.null_run import UNIT_ROWS, null_metrics, null_report, null_run, null_started
 from skipvar.config import ClusterConfig, ReplicasConfig, RunConfig
+from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Member
 from skipvar.distributed.messages import Progress, ToDriver, UnitDone
+from skipvar.distributed.stopping import StopSignal
 from skipvar.types import UnitReport
 
 MAX_EVENTS_A_ROUND = 1000
@@ -149,7 +151,9 @@ def measure_driver(
     """
     config = RunConfig(cluster=ClusterConfig(replicas=ReplicasConfig(min=num_replicas, max=num_replicas)))
     fleet = SimulatedFleet(unit_seconds, call_seconds)
-    driver = null_driver(config, fleet, lambda: num_replicas, num_units, fleet.clock)
+    played: Any = fleet
+    run, metrics = null_run(num_units), null_metrics(num_units)
+    driver = Driver(config, played, lambda: num_replicas, run, metrics, StopSignal(), clock=fleet.clock)
     before = peak_bytes()
     driver.run()
     replica_seconds = num_replicas * fleet.now

@@ -23,12 +23,12 @@ from skipvar.skip.features import LatentProbe
 from skipvar.skip.fitting import fit_forecasts, foretold_ranks
 from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
 from skipvar.training.common import Folders
-from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations
+from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations, to_pixels
 from skipvar.training.export import load_exported_autoencoder
 from skipvar.training.judge import Judge, Prompt, make_prompts, measure_fidelity
 from skipvar.training.parallel import CPU
 from skipvar.training.recipe import NUM_SCALES, EvaluationRecipe, Recipe
-from skipvar.training.vae import Autoencoder, measure_psnr, reconstruct, to_pixels
+from skipvar.training.vae import Autoencoder, measure_psnr, reconstruct
 from skipvar.types import Request
 
 logger = logging.getLogger(__name__)
@@ -58,15 +58,15 @@ def evaluate(recipe: Recipe, folders: Folders, model: Path) -> dict[str, object]
     logger.info("%s", scores)
     prompts = make_prompts(held_out, settings.num_prompts)
     trials = list(_make_trials(load_folder(model, torch.float32, torch.device("cpu")), prompts, settings))
-    pixels = {name: np.stack([trial.pixels[name] for trial in trials]) for name in EVALUATED}
     judge = Judge(pictures)
-    for name, images in pixels.items():
-        shares = measure_fidelity(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1, prompts, judge)
+    for name in EVALUATED:
+        pixels = torch.from_numpy(np.stack([trial.pixels[name] for trial in trials]))
+        shares = measure_fidelity(pixels.permute(0, 3, 1, 2) / 127.5 - 1, prompts, judge)
         fidelity = {key: round(share, 4) for key, share in shares.items()}
         logger.info("%s %s", name, fidelity)
         if name == "base":
             scores |= fidelity
-    by_strategy = {name: ssim(images, pixels["base"]).astype(np.float64) for name, images in pixels.items()}
+    by_strategy = {name: _similarity(trials, name) for name in EVALUATED}
     scores |= _measure_skipping(trials, prompts, by_strategy, settings)
     _draw_sheets(model, trials, by_strategy)
     return {"num_prompts": len(prompts), **scores}
@@ -118,11 +118,17 @@ def _make_trials(pipeline: Pipeline, prompts: list[Prompt], settings: Evaluation
     return tqdm(made, total=len(requests), unit="image")
 
 
+def _similarity(trials: list[TrialImages], strategy: str) -> np.ndarray:
+    """SSIM to base of each trial's image under a strategy, float64 `(trials,)`."""
+    images, references = (np.stack([trial.pixels[name] for trial in trials]) for name in (strategy, "base"))
+    return ssim(images, references).astype(np.float64)
+
+
 def _measure_skipping(
     trials: list[TrialImages], prompts: list[Prompt], by_strategy: dict[str, np.ndarray], settings: EvaluationRecipe
 ) -> dict[str, object]:
-    """SSIM to base, of which `by_strategy` has float64 `(trials,)`, of skip_1, skip_2, skip_3 (means, medians, 5th and
-    95th percentiles, medians by layout and by pattern) and its rank correlation with the probe.
+    """SSIM to base of skip_1, skip_2, skip_3 (means, medians, 5th and 95th percentiles, medians by layout and by
+    pattern) and its rank correlation with the probe.
 
     `spearman_sobel` and `spearman_fft` are those with skip_3, on the grid of the recipe's `policy_scale`;
     `spearman_latents` with what latents of `FORETOLD_SIDE` cells a side foretell of each strategy, on held-out prompts.
@@ -168,13 +174,13 @@ def _measure_skipping(
 
 
 def _draw_sheets(model: Path, trials: list[TrialImages], by_strategy: dict[str, np.ndarray]) -> None:
-    def picture(trial: TrialImages, name: str, label: str) -> Picture:
-        return Picture(encode_image(trial.pixels[name], "png"), trial.request.prompt, label)
-
-    shown = [picture(trial, "base", "base") for trial in trials[:SHEET_IMAGES]]
+    shown = [
+        Picture(encode_image(trial.pixels["base"], "png"), trial.request.prompt, "base")
+        for trial in trials[:SHEET_IMAGES]
+    ]
     (model / "samples.png").write_bytes(draw_sheet(shown))
     compared = [
-        picture(trial, name, f"{name}: {by_strategy[name][i]:.2f}")
+        Picture(encode_image(trial.pixels[name], "png"), trial.request.prompt, f"{name}: {by_strategy[name][i]:.2f}")
         for i, trial in enumerate(trials[:SKIPPING_PROMPTS])
         for name in EVALUATED
     ]
