@@ -15,10 +15,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from skipvar.benchmarks.measure import peak_bytes
-from skipvar.benchmarks.null_run import UNIT_ROWS, null_driver, null_report, null_started
+from skipvar.benchmarks.null_run import UNIT_ROWS, null_metrics, null_report, null_run, null_started
 from skipvar.config import ClusterConfig, ReplicasConfig, RunConfig
+from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Member
 from skipvar.distributed.messages import Progress, ToDriver, UnitDone
+from skipvar.distributed.stopping import StopSignal
 from skipvar.types import UnitReport
 
 MAX_EVENTS_A_ROUND = 1000
@@ -146,8 +148,10 @@ def measure_driver(
     """
     config = RunConfig(cluster=ClusterConfig(replicas=ReplicasConfig(min=num_replicas, max=num_replicas)))
     fleet = SimulatedFleet(unit_seconds, call_seconds)
-    cluster = SimpleNamespace(room=lambda: num_replicas, leaving_nodes=frozenset)  # no simulated node ever goes
-    driver = null_driver(config, cluster, fleet, num_units, fleet.clock)
+    played: Any = fleet
+    cluster: Any = SimpleNamespace(room=lambda: num_replicas, leaving_nodes=frozenset)  # no simulated node ever goes
+    run, metrics = null_run(num_units), null_metrics(num_units)
+    driver = Driver(config, cluster, played, run, metrics, StopSignal(), clock=fleet.clock)
     before = peak_bytes()
     driver.run()
     replica_seconds = num_replicas * fleet.now

@@ -1,15 +1,10 @@
-"""A driver of units that hold nothing, and what replicas say that make nothing: for what measures the driver alone."""
+"""A run of units that hold nothing, and what replicas say that make nothing: for what measures the driver alone."""
 
-import time
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from skipvar.config import RunConfig
-from skipvar.distributed.driver import Driver
 from skipvar.distributed.messages import Started
 from skipvar.distributed.metrics import Metrics
-from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.resolved import DeviceReport
 from skipvar.types import Unit, UnitReport
 
@@ -18,17 +13,15 @@ WANTED_UNITS = 2
 """A replica is well supplied with so many: the one that it makes, and the next."""
 
 
-def null_driver(
-    config: RunConfig,
-    cluster: Any,
-    fleet: Any,
-    num_units: int,
-    clock: Callable[[], float] = time.monotonic,
-) -> Driver:
-    """A driver of `num_units` units; `cluster` and `fleet` stand where it expects its `Cluster` and `Fleet`."""
+def null_run(num_units: int) -> Any:
+    """What the driver needs of an open run."""
     units = (Unit(index=i, first_position=i * UNIT_ROWS, num_rows=UNIT_ROWS, slices=()) for i in range(num_units))
-    run: Any = SimpleNamespace(units=units, num_units=num_units, unit_requests=UNIT_ROWS)
-    return Driver(config, cluster, fleet, run, Metrics(num_units * UNIT_ROWS, 0), StopSignal(), clock=clock)
+    return SimpleNamespace(units=units, num_units=num_units, unit_requests=UNIT_ROWS)
+
+
+def null_metrics(num_units: int) -> Metrics:
+    """Of a run of `num_units` units that was not resumed."""
+    return Metrics(num_units * UNIT_ROWS, 0)
 
 
 def null_started() -> Started:

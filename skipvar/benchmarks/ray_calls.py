@@ -6,9 +6,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from skipvar.benchmarks.null_run import null_driver, null_report, null_started
+from skipvar.benchmarks.null_run import null_metrics, null_report, null_run, null_started
 from skipvar.config import ClusterConfig, ModelSection, ReplicasConfig, RunConfig
 from skipvar.distributed.cluster import connect
+from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Fleet, Member
 from skipvar.distributed.messages import (
     Progress,
@@ -21,6 +22,7 @@ from skipvar.distributed.messages import (
     pack,
     unpack,
 )
+from skipvar.distributed.stopping import StopSignal
 from skipvar.engine.statistics import EngineStatistics
 
 
@@ -89,6 +91,7 @@ def measure_calls(num_actors: int, num_units: int) -> CallCost:
     with connect(config) as cluster:
         cluster.start()
         with contextlib.closing(_CountingFleet(cluster, unused, unused, NullReplica)) as fleet:
-            null_driver(config, cluster, fleet, num_units).run()
+            run, metrics = null_run(num_units), null_metrics(num_units)
+            Driver(config, cluster, fleet, run, metrics, StopSignal()).run()
             cpu, wall = time.process_time() - fleet.cpu_started, time.monotonic() - fleet.wall_started
     return CallCost(num_actors, fleet.num_calls, cpu, num_units / wall)

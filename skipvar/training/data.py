@@ -125,6 +125,11 @@ class Pictures:
         return (layers[:, :3] + (1 - layers[:, 3:] / 255) * background) / 127.5 - 1
 
 
+def to_pixels(images: Tensor) -> np.ndarray:
+    """Images `(B, 3, H, W)` in [-1, 1] as `(B, H, W, 3)` uint8, rounded."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
 def fetch_packages(folder: Path) -> None:
     """Makes the packages' folder, with the two npm archives in it, unless it is there. Raises `InputError`."""
     if folder.is_dir():

@@ -23,12 +23,12 @@ from skipvar.skip.fitting import fit_forecasts, foretold_ranks
 from skipvar.skip.policy import TRIALS
 from skipvar.training.backgrounds import BACKGROUNDS, PATTERNS
 from skipvar.training.common import Folders
-from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations
+from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations, to_pixels
 from skipvar.training.export import load_exported_autoencoder
 from skipvar.training.judge import Judge, Prompt, make_prompts, measure_fidelity
 from skipvar.training.parallel import CPU
 from skipvar.training.recipe import NUM_SCALES, EvaluationRecipe, Recipe
-from skipvar.training.vae import Autoencoder, measure_psnr, reconstruct, to_pixels
+from skipvar.training.vae import Autoencoder, measure_psnr, reconstruct
 from skipvar.types import Image, Request, Trial
 
 logger = logging.getLogger(__name__)
@@ -58,10 +58,10 @@ def evaluate(recipe: Recipe, folders: Folders, model: Path) -> dict[str, object]
     logger.info("%s", scores)
     prompts = make_prompts(held_out, settings.num_prompts)
     trials = _make_trials(model, prompts, settings)
-    pixels = {name: np.stack([trial.pixels[name] for trial in trials]) for name in EVALUATED}
     judge = Judge(pictures)
-    for name, images in pixels.items():
-        shares = measure_fidelity(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1, prompts, judge)
+    for name in EVALUATED:
+        pixels = torch.from_numpy(np.stack([trial.pixels[name] for trial in trials]))
+        shares = measure_fidelity(pixels.permute(0, 3, 1, 2) / 127.5 - 1, prompts, judge)
         fidelity = {key: round(share, 4) for key, share in shares.items()}
         logger.info("%s %s", name, fidelity)
         if name == "base":

@@ -25,7 +25,7 @@ from skipvar.training.common import (
     load_weights,
     save_checkpoint,
 )
-from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations
+from skipvar.training.data import LAYOUT_SIDES, Combination, Pictures, split_combinations, to_pixels
 from skipvar.training.muon import Optimizer
 from skipvar.training.parallel import Peers, lone_process
 from skipvar.training.recipe import GRIDS, MODEL, NUM_SCALES, Recipe, VaeRecipe
@@ -196,11 +196,6 @@ def reconstruct(model: Autoencoder, images: Tensor, num_scales: int = NUM_SCALES
         decoded, _ = model(part, torch.full((len(part),), num_scales, device=images.device))
         parts.append(decoded.clamp(-1, 1))
     return torch.cat(parts)
-
-
-def to_pixels(images: Tensor) -> np.ndarray:
-    """Images `(B, 3, H, W)` in [-1, 1] as `(B, H, W, 3)` uint8, rounded."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _save_sheet(path: Path, rows: list[Tensor]) -> None:
