@@ -12,7 +12,7 @@ from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Fleet
 from skipvar.distributed.logs import StoredLog, log_name
 from skipvar.distributed.metrics import Cost, Metrics
-from skipvar.distributed.opening import OpenRun, look_at_output, open_run, settle
+from skipvar.distributed.opening import OpenRun, look_at_output, open_run, open_writable, settle
 from skipvar.distributed.outcome import Outcome, conclude
 from skipvar.distributed.replica import EngineFactory
 from skipvar.distributed.stopping import StopSignal
@@ -83,9 +83,10 @@ def _open_audits(config: RunConfig, run: OpenRun) -> AuditBook | None:
     promise = run.resolved.promise
     if promise is None:
         return None
-    storage = open_storage(config.audit.state or f"{run.storage.uri}/{AUDIT_STATE}", config.storage)
     if config.audit.state is not None:
-        storage.check_writable()
+        storage = open_writable(config.audit.state, config.storage)
+    else:
+        storage = open_storage(f"{run.storage.uri}/{AUDIT_STATE}", config.storage)
     parts = run.resolved.fingerprint_parts()
     subject = {"policy": parts["policy"], "model": parts["model"]}
     book = AuditBook(storage, promise, subject, run.record.fingerprint, run.plan.num_units)

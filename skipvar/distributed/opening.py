@@ -93,6 +93,12 @@ def with_patience(storage: StorageConfig, seconds: float) -> StorageConfig:
     return replace(storage, retry_seconds=min(storage.retry_seconds, seconds))
 
 
+def open_writable(uri: str, config: StorageConfig) -> Storage:
+    """The storage at `uri`, which has shown that it can be written to. Raises `StorageError` where it cannot."""
+    open_storage(uri, with_patience(config, START_PATIENCE_SECONDS)).check_writable()
+    return open_storage(uri, config)
+
+
 def settle(config: RunConfig) -> RunConfig:
     """The configuration with `{date}` filled in and local paths absolute; the store that it uses has answered."""
     path = config.output.path.replace("{date}", datetime.now(UTC).strftime("%Y-%m-%d"))
@@ -168,8 +174,7 @@ def open_run(
         check(plan)
     parts = fingerprint_parts(config, resolved, plan)
     run_fingerprint = fingerprint(parts)
-    storage = open_storage(config.output.path.replace(FINGERPRINT_FIELD, run_fingerprint), config.storage)
-    storage.check_writable()
+    storage = open_writable(config.output.path.replace(FINGERPRINT_FIELD, run_fingerprint), config.storage)
     lease = acquire(storage, config.storage.lease_stale_seconds, sleep)
     try:
         ledger = Ledger(storage)

@@ -125,8 +125,8 @@ class Replica:
             return UnitWriter(assignment.unit, dataset, self.name, assignment.attempt, storage)
 
         def say(messages: Sequence[ToDriver]) -> None:
-            exported.update(messages)
             self._outbox.put(messages)
+            exported.update(messages)
 
         return Worker(
             engine,

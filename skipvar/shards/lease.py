@@ -80,8 +80,8 @@ def acquire(storage: Storage, stale_seconds: float, sleep: Callable[[float], Non
     }
     while True:
         held = _latest(storage)
-        if held:
-            _watch(storage, held, stale_seconds, sleep)
+        if held and not _is_abandoned(storage, held, stale_seconds, sleep):
+            continue  # it was let go: another may have come since
         if storage.put_if_absent(_name(held + 1), _content(owner, 0)):  # else another was faster: watch it in turn
             if held:
                 with _logged("an old lease could not be deleted"):
@@ -89,22 +89,25 @@ def acquire(storage: Storage, stale_seconds: float, sleep: Callable[[float], Non
             return Lease(storage, held + 1, owner, stale_seconds)
 
 
-def _watch(storage: Storage, generation: int, stale_seconds: float, sleep: Callable[[float], None]) -> None:
-    """Watch a lease until it is let go, or for a stale period: `LeaseHeldError` where its holder then lives."""
+def _is_abandoned(storage: Storage, generation: int, stale_seconds: float, sleep: Callable[[float], None]) -> bool:
+    """Watch a lease until it is let go (False), or its holder is known to be dead or shows no life for a stale period.
+
+    `LeaseHeldError` where it lives.
+    """
     deadline = time.monotonic() + stale_seconds
     first: bytes | None = None
     while True:
         try:
             content = storage.read(_name(generation))
         except NotFoundError:
-            return
+            return False
         if first is None:
             first = content
             logger.info("another run (%s) holds this output; watching its heartbeat", _holder(content))
         is_late = time.monotonic() >= deadline
         if _is_known_dead(content) or (is_late and content == first):
             logger.warning("taking over from a run that shows no life (%s)", _holder(content))
-            return
+            return True
         if is_late:
             raise LeaseHeldError(
                 f"Another run is at work on {storage.uri}: {_holder(content)}; wait for its end or stop it, "

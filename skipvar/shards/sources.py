@@ -30,7 +30,10 @@ RowValues = tuple[Sequence[Any], SkipvarError | None]
 
 
 def open_parquet(stream: BinaryIO, uri: str, *, is_part: bool = False) -> tuple[FileSlice, pq.ParquetFile]:
-    """All rows of a Parquet file, and their reader, from its last bytes. `InputError` where it is none."""
+    """All rows of a Parquet file, and their reader, from its last bytes.
+
+    `InputError` where it is none, `StorageError` where it cannot be read.
+    """
     try:
         size = stream.seek(0, io.SEEK_END)
         tail = _tail(stream, min(size, _FOOTER_GUESS_BYTES))
@@ -43,6 +46,8 @@ def open_parquet(stream: BinaryIO, uri: str, *, is_part: bool = False) -> tuple[
         reader = pq.ParquetFile(stream, metadata=metadata, page_checksum_verification=True)
         groups = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     except _DAMAGE_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's trouble, not the file's
+            raise explain_os_error(error, f"read {uri}") from error
         raise InputError(f"{uri} is not a readable Parquet file: {first_line(error)}.") from error
     if groups != metadata.num_rows or groups < 0:
         raise InputError(f"{uri} is not a readable Parquet file: its row groups do not have the rows that it counts.")

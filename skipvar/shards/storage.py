@@ -127,8 +127,11 @@ class LocalStorage:
 
     def check_writable(self) -> None:
         name = f"_probe-{uuid.uuid4().hex}"  # in no folder of its own: removing that would race with another run
-        first, second = (self.put_if_absent(name, b"probe") for _ in range(2))
-        self.delete(name)
+        try:
+            first, second = (self.put_if_absent(name, b"probe") for _ in range(2))
+        finally:
+            with contextlib.suppress(StorageError):  # a folder may take files and let none go
+                self.delete(name)
         if not first or second:
             raise StorageError(
                 f"The file system at {self.uri} cannot tell whether a file is there; give another location."

@@ -12,7 +12,7 @@ import pytest
 
 from shards.making import Job, draw, make_config, make_dataset, write
 from skipvar.errors import ConfigError, StorageError
-from skipvar.shards.lease import LeaseHeldError, acquire
+from skipvar.shards.lease import Lease, LeaseHeldError, acquire
 from skipvar.shards.ledger import Ledger
 from skipvar.shards.record import InputIdentity, RunRecord, fingerprint
 from skipvar.shards.storage import LocalStorage
@@ -185,6 +185,25 @@ def test_a_dead_run_is_taken_over_and_finds_out(tmp_path: Path) -> None:
     assert alive.beat() and not dead.beat()
     dead.release()  # must not touch what is another's now
     assert alive.beat()
+
+
+def test_a_lease_that_is_let_go_is_whoever_s_comes_first(tmp_path: Path) -> None:
+    """Also where it was taken over before, so that the next one's number is a lower one: no two hold it."""
+    storage = LocalStorage(str(tmp_path))
+    acquire(storage, stale_seconds=0.05)
+    holder = acquire(storage, stale_seconds=0.05)
+    first: list[Lease] = []
+
+    def between_two_looks(seconds: float) -> None:
+        if not first:
+            holder.release()
+            first.append(acquire(storage, stale_seconds=5))
+        assert first[0].beat()
+        time.sleep(seconds)
+
+    with pytest.raises(LeaseHeldError):
+        acquire(storage, stale_seconds=0.3, sleep=between_two_looks)
+    assert first[0].beat()
 
 
 def test_a_killed_process_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:

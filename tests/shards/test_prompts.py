@@ -1,8 +1,11 @@
 """Inputs of every format become requests; bad rows become failures; bad files are told in one sentence."""
 
 import dataclasses
+import errno
 import hashlib
+import io
 import json
+import os
 import uuid
 from decimal import Decimal
 from pathlib import Path
@@ -13,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.making import NUM_SCALES, make_config, read_all, write
-from skipvar.errors import ConfigError, InputError
+from skipvar.errors import ConfigError, InputError, StorageError
 from skipvar.shards.prompts import plan_input, read_unit
+from skipvar.shards.sources import open_parquet
 from skipvar.types import Failure, Request
 
 
@@ -385,3 +389,14 @@ def test_parquet_values_that_python_cannot_hold(tmp_path: Path) -> None:
     pq.write_table(pa.table({"prompt": prompts, "day": dates}), tmp_path / "a.parquet")
     failures = failures_of(str(tmp_path / "a.parquet"))
     assert sorted(failures) == [1, 2] and "cannot be read" in failures[1]
+
+
+def test_a_disk_that_cannot_be_read_is_no_damaged_file() -> None:
+    """A replica that meets it is not told that the input is bad."""
+
+    class Unreadable(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(StorageError, match=r"Cannot read a\.parquet: Input/output error"):
+        open_parquet(Unreadable(b"x" * 100), "a.parquet")

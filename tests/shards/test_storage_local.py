@@ -143,3 +143,11 @@ def test_local_files_are_fetched_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "w.bin"
     path.write_bytes(b"weights")
     assert fetch(str(path), tmp_path / "cache", StorageConfig()) == path
+
+
+def test_a_folder_that_lets_nothing_go_can_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: LocalStorage, name: str) -> None:
+        raise StorageError("Cannot delete: permission denied.")
+
+    monkeypatch.setattr(LocalStorage, "delete", refuse)
+    LocalStorage(str(tmp_path)).check_writable()

@@ -13,6 +13,7 @@ from shards.making import NUM_SCALES, Job, make_config, make_dataset, read_all, 
 from jobs.export import main as export_main
 from jobs.verify import main as verify_main
 from skipvar.config import StorageConfig
+from skipvar.distributed.opening import open_writable
 from skipvar.errors import InputError, NotFoundError, StorageError
 from skipvar.shards.cache import fetch
 from skipvar.shards.lease import acquire
@@ -111,6 +112,15 @@ def test_an_endpoint_that_is_gone(bucket: str) -> None:
     with pytest.raises(StorageError, match=r"http://127\.0\.0\.1:9 did not answer properly for \d+ s") as error:
         storage.put_if_absent("a", b"")
     assert "run the same command again" in str(error.value)
+
+
+def test_an_endpoint_that_takes_nothing_is_told_without_the_run_s_patience(
+    bucket: str, proxy: Proxy, proxied: StorageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skipvar.distributed.opening.START_PATIENCE_SECONDS", 1.0)
+    proxy.choose = lambda method, path: Fault(answer=(503, "SlowDown")) if method == "PUT" else Fault()
+    with pytest.raises(StorageError, match=r"did not answer properly for \d+ s"):
+        open_writable(f"s3://{bucket}/x", dataclasses.replace(proxied, retry_seconds=3600.0))
 
 
 def test_an_endpoint_that_ignores_conditions(bucket: str, proxy: Proxy, proxied: StorageConfig) -> None:
