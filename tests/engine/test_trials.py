@@ -117,7 +117,7 @@ def test_a_run_looks_at_a_trial_s_latents_in_any_batch(
             return super().decide(request, numbers)
 
     engine = build_local_engine(run_config("spread", batch_size=3))
-    engine.policy = Looking(decision_scale=6, probe=LatentProbe(side))
+    engine.policy = Looking(name="looking", content_hash="", decision_scale=6, probe=LatentProbe(side))
     engine.submit(requests)
     assert all(isinstance(image, Image) and image.probe is None for image in engine.drain())
     trials = {position: image.trial for position, image in alone.items()}

@@ -1,6 +1,8 @@
 """Running a job as a user does: in a process of its own, on one Ray that the jobs of this folder share."""
 
+import contextlib
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -35,11 +37,13 @@ class RayHead:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Below those that the system hands out, of which another Ray may take one before this one does."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.add(port)
+    return list(ports)
 
 
 @pytest.fixture(scope="session")
