@@ -155,7 +155,7 @@ class Engine:
         self._runner.hold(working, places)
         self._count(self.statistics.prefix, batch)
         for image in audited:
-            image.at_decision = image.snapshot()
+            image.at_decision = image.snapshot()  # itself without one: see `_finish`
         for image in batch.items:
             if image not in done:
                 self._queue_suffix(image)
@@ -268,7 +268,10 @@ class Engine:
         self._fail(image, f"the model gave {what} that are not finite numbers in {self.pipeline.dtype}")
 
     def _fail(self, image: ImageState, reason: str) -> None:
-        """Ends an image and frees its slot; where only its audit failed, it is there as it was decided."""
+        """Ends an image and frees its slot; where only its audit failed, it is there as it was decided.
+
+        (A trial that failed has nothing `made`: its image was restored, or is found not to be finite before.)
+        """
         self._runner.release(image)
         if image.made is not None:
             self._failed.append(image.made)

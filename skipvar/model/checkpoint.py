@@ -132,7 +132,7 @@ def transformer_weights(network: Transformer, path: Path) -> State:
     upstream does; a shorter one is a `ModelError`.
     """
     state, source = read_state(path), str(path)
-    if "token_embedding.weight" in state:
+    if any(name.startswith("text_pooling.") for name in state):  # a name of ours alone
         return fitted(network, state, source)
     state = _without_wrapper(state, _TRANSFORMER_NAMES.values(), source)
     state = {name: tensor for name, tensor in state.items() if not _IGNORED.search(name)}

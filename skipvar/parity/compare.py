@@ -86,7 +86,7 @@ def compare_probe(
     }
     for name, value in ours.items():
         case.measure("probe_error", abs(value - probe.features[name]) / abs(probe.features[name]), PROBE_TOLERANCE)
-    for model in probe.decisions.keys() & policies.keys():
+    for model in sorted(probe.decisions.keys() & policies.keys()):
         case.expect_equal(f"decision of {model}", decide(policies[model], *ours.values()), probe.decisions[model])
         case.counts["decisions"] += 1
     for name, code_sum in (("old", old), ("new", new)):

@@ -189,9 +189,12 @@ def throughput(stretches: Sequence[Stretch]) -> Chart | None:
     num_bins = min(_MAX_TIME_BINS, max(4, int(clock.seconds / 2)))
     edges = np.linspace(0.0, clock.seconds, num_bins + 1)
     names = [name for name in PHASES if any(stretch.phase_seconds.get(name) for stretch in stretches)] or ["all"]
-    shares = np.array([_spread(stretch, edges) for stretch in clock.stretches])
-    work = np.array([_work(stretch, names) for stretch in clock.stretches]).T @ shares
-    rates = np.array([stretch.images for stretch in clock.stretches]) @ shares / (clock.seconds / num_bins)
+    images, work = np.zeros(num_bins), np.zeros((len(names), num_bins))
+    for stretch in clock.stretches:
+        share = _spread(stretch, edges)
+        images += stretch.images * share
+        work += np.outer(_work(stretch, names), share)
+    rates = images / (clock.seconds / num_bins)
     parts = rates * work / np.maximum(work.sum(axis=0), 1e-12)
     tops = parts.cumsum(axis=0)
     unit, unit_seconds = _time_unit(clock.seconds)

@@ -42,7 +42,7 @@ _COLUMNS = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Point:
     """What one image's strategy was chosen from."""
 
@@ -54,7 +54,7 @@ class Point:
     is_chance: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Stretch:
     """When a unit's images were made, and what devices did meanwhile."""
 
@@ -66,7 +66,7 @@ class Stretch:
     phase_seconds: Mapping[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class UnitFacts:
     """What the small columns of one data file say."""
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from skipvar.config import EngineConfig, ModelSection, RunConfig
 from skipvar.engine.build import build_engine
 from skipvar.engine.trials import TrialRule
+from skipvar.errors import ModelError
 from skipvar.quality.similarity import psnr, ssim
 from skipvar.report.sheet import Picture, draw_sheet
 from skipvar.shards.encode import encode_image
@@ -29,7 +30,7 @@ from skipvar.training.judge import Judge, Prompt, make_prompts, measure_fidelity
 from skipvar.training.parallel import CPU
 from skipvar.training.recipe import NUM_SCALES, EvaluationRecipe, Recipe
 from skipvar.training.vae import Autoencoder, measure_psnr, reconstruct
-from skipvar.types import Image, Request, Trial
+from skipvar.types import Failure, Request, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,9 @@ def _make_trials(model: Path, prompts: list[Prompt], settings: EvaluationRecipe)
     with tqdm(total=len(prompts), unit="image") as progress:
         while engine.num_pending:
             for image in engine.step(flush=True):
-                assert isinstance(image, Image) and image.trial is not None, image
+                if isinstance(image, Failure):
+                    raise ModelError(f"{model}: {image.message}")
+                assert image.trial is not None
                 trials[image.request.position] = image.trial
                 progress.update()
     return [trials[position] for position in range(len(prompts))]

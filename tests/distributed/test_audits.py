@@ -76,16 +76,17 @@ def test_under_base_what_is_handed_out_after_the_alarm_is_made_in_full(make_conf
 
 
 def test_stop_ends_in_order_and_the_same_command_under_base_resumes(make_config: Callable[..., RunConfig]) -> None:
-    config = make_config("stop", "cluster.replicas.max=1")
+    overrides = ("cluster.replicas.max=1", "output.unit_rows=4")  # most units wait when it rings
+    config = make_config("stop", *overrides, num_prompts=400)
     outcome = run(config)
     assert outcome.exit_code == 4 and "Audit alarm" in outcome.reason and "audit.on_alarm=base" in outcome.reason
     made = len(rows(config))
-    assert 0 < made < 120 and record(config)["state"] == "stopped"
+    assert 0 < made < 400 and record(config)["state"] == "stopped"
     again = run(config)
     assert again.exit_code == 4 and again.counts["session_images"] == 0 and len(rows(config)) == made
-    resumed = run(make_config("base", "cluster.replicas.max=1"))
+    resumed = run(make_config("base", *overrides, num_prompts=400))
     assert resumed.exit_code == 0
-    assert sorted(row["position"] for row in rows(config)) == list(range(120))
+    assert sorted(row["position"] for row in rows(config)) == list(range(400))
     assert sum(row["policy"] == "spread" for row in rows(config)) == made
     assert resumed.counts["audit_state"]["images"] == made
 
