@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from skipvar.benchmarks.measure import peak_bytes
 from skipvar.benchmarks.null_run import UNIT_ROWS, null_metrics, null_report, null_run, null_started
+from skipvar.benchmarks.planning import peak_bytes
 from skipvar.config import ClusterConfig, ReplicasConfig, RunConfig
 from skipvar.distributed.driver import Driver
 from skipvar.distributed.fleet import Member

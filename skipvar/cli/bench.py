@@ -47,14 +47,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jobs.bench") 
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from skipvar.benchmarks.measure import measure_engine, measure_plans
-    from skipvar.model.allocator import keep_freed_memory
-
     if arguments.words == ["plan"]:
+        from skipvar.benchmarks.planning import measure_plans
+
         result = measure_plans(arguments.rows, show=print)
     elif arguments.words == ["driver"]:
         result = _bench_driver(arguments)
     else:
+        from skipvar.benchmarks.measure import measure_engine
+        from skipvar.model.allocator import keep_freed_memory
+
         config = read_config(arguments.config, arguments.words)
         keep_freed_memory()  # as replicas on CPUs do
         result = measure_engine(config, num_images=arguments.images, num_rounds=arguments.rounds, show=print)
