@@ -1,6 +1,7 @@
 """Running a job as a user does: in a process of its own, on one Ray that the jobs of this folder share."""
 
 import contextlib
+import http.client
 import os
 import random
 import secrets
@@ -11,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class RayHead:
     environment: Mapping[str, str]
     """Of a process that joins it."""
     dashboard: str
-    """Where jobs are submitted to."""
+    """Where jobs are submitted to, where it has a dashboard."""
 
 
 def _free_ports(count: int) -> list[int]:
@@ -46,9 +46,9 @@ def _free_ports(count: int) -> list[int]:
     return list(ports)
 
 
-@pytest.fixture(scope="session")
-def ray_head() -> Iterator[RayHead]:
-    """`ray start --head`, once for all tests that ask for it."""
+@contextlib.contextmanager
+def start_head(*, has_dashboard: bool) -> Iterator[RayHead]:
+    """`ray start --head`, until the block ends. A dashboard is eight processes more."""
     gcs, dashboard, agent, client = _free_ports(4)
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: Ray's sockets must fit in 107 characters
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -56,8 +56,9 @@ def ray_head() -> Iterator[RayHead]:
     process = subprocess.Popen(
         [
             *(RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"),
-            *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
-            *(f"--ray-client-server-port={client}", "--object-store-memory=100000000", f"--temp-dir={folder}"),
+            *(f"--include-dashboard={has_dashboard}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+            *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
+            *("--object-store-memory=100000000", f"--temp-dir={folder}"),
         ],
         env={**kept, **token},
         stdout=subprocess.DEVNULL,
@@ -65,7 +66,9 @@ def ray_head() -> Iterator[RayHead]:
     )
     address = f"http://127.0.0.1:{dashboard}"
     try:
-        _wait_for(f"{address}/api/version", token["RAY_AUTH_TOKEN"])
+        _wait_until(Path(folder, "session_latest", "sockets", "raylet").exists)
+        if has_dashboard:
+            _wait_until(lambda: _answers(f"{address}/api/version", token["RAY_AUTH_TOKEN"]))
         yield RayHead({**kept, **token, "RAY_ADDRESS": f"127.0.0.1:{gcs}"}, address)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -73,16 +76,27 @@ def ray_head() -> Iterator[RayHead]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for(url: str, token: str) -> None:
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    """One Ray for all tests that ask for it."""
+    with start_head(has_dashboard=False) as head:
+        yield head
+
+
+def _answers(url: str, token: str) -> bool:
+    try:
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+        urllib.request.urlopen(request, timeout=5).close()
+    except (http.client.HTTPException, OSError):
+        return False
+    return True
+
+
+def _wait_until(is_up: Callable[[], bool]) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
-            urllib.request.urlopen(request, timeout=5).close()
-            return
-        except (urllib.error.URLError, OSError):
-            assert time.monotonic() < deadline, "the Ray head does not come up"
-            time.sleep(0.5)
+    while not is_up():
+        assert time.monotonic() < deadline, "the Ray head does not come up"
+        time.sleep(0.5)
 
 
 @pytest.fixture

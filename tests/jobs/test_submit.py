@@ -2,11 +2,19 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
-from tests.jobs.conftest import RAY, REPOSITORY, TINY, RayHead
+from tests.jobs.conftest import RAY, REPOSITORY, TINY, RayHead, generate_command, start_head
+
+
+@pytest.fixture
+def head() -> Iterator[RayHead]:
+    with start_head(has_dashboard=True) as head:
+        yield head
 
 
 def submit(head: RayHead, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -26,15 +34,16 @@ def rows(output: Path) -> dict[int, tuple[str, int, bytes]]:
     }
 
 
-def test_a_submitted_job_makes_the_rows_of_a_local_run(ray_head: RayHead, generate, tmp_path: Path) -> None:
-    submitted = submit(ray_head, *TINY, "input.limit=10", "cluster.replicas.max=2", f"output.path={tmp_path}/cluster")
+def test_a_submitted_job_makes_the_rows_of_a_local_run(head: RayHead, tmp_path: Path) -> None:
+    submitted = submit(head, *TINY, "input.limit=10", "cluster.replicas.max=2", f"output.path={tmp_path}/cluster")
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "succeeded" in (submitted.stdout + submitted.stderr).lower()
-    local = generate("input.limit=10", "cluster.address=local")
+    command = generate_command(tmp_path / "out", "input.limit=10", "cluster.address=local")
+    local = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert local.returncode == 0, local.stderr
     assert rows(tmp_path / "cluster") == rows(tmp_path / "out")
     assert sorted(rows(tmp_path / "out")) == list(range(10))
 
-    relative = submit(ray_head, *TINY, "output.path=outputs/here")
+    relative = submit(head, *TINY, "output.path=outputs/here")
     assert relative.returncode != 0
     assert "output.path: outputs/here is relative" in relative.stdout + relative.stderr
