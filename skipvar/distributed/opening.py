@@ -178,8 +178,7 @@ def open_run(
     lease = acquire(storage, config.storage.lease_stale_seconds, sleep)
     try:
         ledger = Ledger(storage)
-        found = ledger.read_run()
-        record = ledger.open_run(
+        record, found = ledger.open_run(
             RunRecord(
                 fingerprint=run_fingerprint,
                 schema_version=SCHEMA_VERSION,

@@ -66,8 +66,9 @@ class Ledger:
         except ValueError as error:
             raise StorageError(f"{self._storage.uri}/{RUN_FILE} is {error}; give another output.") from error
 
-    def open_run(self, record: RunRecord) -> RunRecord:
-        """Begin a run in this output, or go on with the one that is there; its record.
+    def open_run(self, record: RunRecord) -> tuple[RunRecord, RunRecord | None]:
+        """Begin a run in this output, or go on with the one that is there. Its record, and the one that was found
+        (None: the run is new).
 
         A `ConfigError` lists what differs from the run that is there and says what to do.
         """
@@ -79,7 +80,7 @@ class Ledger:
                     "give another one."
                 )
             if self._storage.put_if_absent(RUN_FILE, record.to_json()):
-                return record
+                return record, None
             present = self.read_run()  # another run began at the same moment
         assert present is not None
         self._refuse_differences(present, record)
@@ -88,9 +89,9 @@ class Ledger:
             logger.warning(
                 "this run began with torch %s and goes on with %s: pixels may round otherwise", began, goes_on
             )
-        present = replace(present, state="running", resumed_at=now(), ended_at=None)
-        self._storage.replace(RUN_FILE, present.to_json())
-        return present
+        resumed = replace(present, state="running", resumed_at=now(), ended_at=None)
+        self._storage.replace(RUN_FILE, resumed.to_json())
+        return resumed, present
 
     def withdraw(self, found: RunRecord | None) -> None:
         """Forget a session that published nothing: its run is as it was `found`.

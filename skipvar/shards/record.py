@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from skipvar.shards.schema import SCHEMA_VERSION
-from skipvar.types import FileSlice, Unit
+from skipvar.types import Unit
 
 FINGERPRINT_DIGITS = 16
 MAX_UNITS = 2 * 10**7
@@ -43,13 +43,13 @@ class InputIdentity:
     def num_units(self) -> int:
         return -(-self.num_rows // self.prompts_per_unit)
 
-    def unit(self, index: int, slices: Sequence[FileSlice] = ()) -> Unit:
-        """Unit `index`, from 0: its range of prompts. `slices`: where they lie."""
+    def unit(self, index: int) -> Unit:
+        """Unit `index`, from 0: its range of prompts."""
         if not 0 <= index < self.num_units:
             raise IndexError(f"unit {index} of {self.num_units}")
         first = index * self.prompts_per_unit
         num_rows = min(self.prompts_per_unit, self.num_rows - first)
-        return Unit(index=index, first_position=first, num_rows=num_rows, slices=slices)
+        return Unit(index=index, first_position=first, num_rows=num_rows, slices=())
 
 
 @dataclass(frozen=True, kw_only=True)

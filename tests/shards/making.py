@@ -74,7 +74,7 @@ class Job:
         self.ledger = Ledger(self.storage)
         self.plan: Plan = plan_input(config, NUM_SCALES)
         self.parts = {"policy": {"name": "spread"}} if parts is None else parts
-        self.record = self.ledger.open_run(self.new_record())
+        self.record, _ = self.ledger.open_run(self.new_record())
         self.spec = DatasetSpec(
             output=self.storage.uri,
             storage=config.storage,

@@ -249,7 +249,7 @@ def test_runs_that_begin_at_once_agree(tmp_path: Path) -> None:
     runs: list[Any] = []
     identity = InputIdentity(num_rows=1, prompts_per_unit=1, images_per_prompt=1, columns={})
     record = RunRecord(fingerprint=fingerprint(PARTS), parts=PARTS, input=identity)
-    threads = [threading.Thread(target=lambda: runs.append(Ledger(storage).open_run(record))) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: runs.append(Ledger(storage).open_run(record)[0])) for _ in range(6)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert len(runs) == 6 and len({run.fingerprint for run in runs}) == 1
