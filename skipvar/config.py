@@ -154,6 +154,16 @@ class SamplingConfig:
         accepted = f"a number {range_text} (up to 1e30), or a list of these with one for each scale"
         require(is_ok, f"sampling.{key}", given, accepted)
 
+    def of_each_scale(self, key: Literal["cfg", "tau"], num_scales: int) -> tuple[float, ...]:
+        """The setting for each of the model's K scales. `ConfigError` for a list of another length."""
+        given: NumberOrList = getattr(self, key)
+        if not isinstance(given, list):
+            return (float(given),) * num_scales
+        require(
+            len(given) == num_scales, f"sampling.{key}", given, f"a number, or a list of {num_scales}, one for each scale"
+        )
+        return tuple(float(number) for number in given)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:

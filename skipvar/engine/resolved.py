@@ -135,8 +135,8 @@ def resolve(config: RunConfig, files: Files | None = None, device: Device | None
     device = device or find_device(config.model.device)
     usual = known_schedule(model, config.sampling.aspect_ratio, size)
     conditions = Conditions(
-        cfg=_per_scale(config.sampling.cfg, num_scales),
-        tau=_per_scale(config.sampling.tau, num_scales),
+        cfg=config.sampling.of_each_scale("cfg", num_scales),
+        tau=config.sampling.of_each_scale("tau", num_scales),
         top_k=config.sampling.top_k,
         top_p=config.sampling.top_p,
         negative_prompt=config.sampling.negative_prompt or None,
@@ -197,12 +197,6 @@ def known_schedule(model: ModelConfig, aspect_ratio: float, size: str) -> Schedu
         return find_schedule(model.schedules, aspect_ratio, size)
     except RowError:
         return None
-
-
-def _per_scale(value: Any, num_scales: int) -> tuple[float, ...] | None:
-    """A setting of the configuration for each scale; None where it has another number of values."""
-    values = [float(item) for item in value] if isinstance(value, list | tuple) else [float(value)] * num_scales
-    return tuple(values) if len(values) == num_scales else None
 
 
 def check_sampling(config: RunConfig, model: ModelConfig) -> tuple[str, tuple[int, ...]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from skipvar.config import InputConfig, RunConfig, SamplingConfig, StorageConfig
-from skipvar.errors import ConfigError, RowError, SkipvarError, first_line
+from skipvar.errors import RowError, SkipvarError, first_line
 from skipvar.shards.columns import UNFIT_ERRORS, checked_text
 from skipvar.types import Failure, Request
 
@@ -59,10 +59,7 @@ class InputSpec:
     def of(cls, config: RunConfig, num_scales: int, columns: pa.Schema) -> "InputSpec":
         """`ConfigError` for a cfg or tau that does not fit the K scales."""
         sampling = config.sampling
-        try:
-            cfg, tau = per_scale(sampling.cfg, "cfg", num_scales), per_scale(sampling.tau, "tau", num_scales)
-        except RowError as error:
-            raise ConfigError(f"sampling.{error}.") from error
+        cfg, tau = sampling.of_each_scale("cfg", num_scales), sampling.of_each_scale("tau", num_scales)
         return cls(columns=columns, storage=config.storage, input=config.input, sampling=sampling, cfg=cfg, tau=tau)
 
 

@@ -5,7 +5,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,7 +46,7 @@ def open_parquet(stream: BinaryIO, uri: str, *, is_part: bool = False) -> tuple[
         reader = pq.ParquetFile(stream, metadata=metadata, page_checksum_verification=True)
         groups = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     except _DAMAGE_ERRORS as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's trouble, not the file's
+        if _is_of_disk(error):
             raise explain_os_error(error, f"read {uri}") from error
         raise InputError(f"{uri} is not a readable Parquet file: {first_line(error)}.") from error
     if groups != metadata.num_rows or groups < 0:
@@ -110,8 +110,8 @@ def _group_values(reader: pq.ParquetFile, group: int, skip: int, count: int, col
             batch = next(batches)
             values = _batch_values(batch.slice(skip, count), columns)
         except (StopIteration, *_DAMAGE_ERRORS) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk's trouble, not the file's
+            if _is_of_disk(error):
+                raise
             reason = "it is shorter than it says" if isinstance(error, StopIteration) else first_line(error)
             damage = InputError(f"row group {group} is damaged ({reason})")
             yield from (((), damage) for _ in range(count))
@@ -156,6 +156,11 @@ def _values(column: pa.Array, kind: pa.DataType | None) -> list[Any]:
     if pa.types.is_decimal(column.type) and pa.types.is_floating(kind):  # Arrow takes no `Decimal` for a float
         column = column.cast(kind)
     return pa.array(column.to_pylist(), kind).to_pylist()
+
+
+def _is_of_disk(error: Exception) -> TypeGuard[OSError]:
+    """Whether it is the disk's trouble, not the file's."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def _tail(stream: BinaryIO, count: int) -> bytes:

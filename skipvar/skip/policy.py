@@ -120,9 +120,9 @@ class Conditions:
     The fields bear their names in a configuration and in a policy file's `fitted_for`.
     """
 
-    cfg: tuple[float, ...] | None
-    """Of each scale, where a row has none; None: the configuration has another number of them. As `tau`."""
-    tau: tuple[float, ...] | None
+    cfg: tuple[float, ...]
+    """Of each scale, where a row has none; as `tau`."""
+    tau: tuple[float, ...]
     top_k: int
     top_p: float
     negative_prompt: str | None
@@ -136,7 +136,7 @@ class Conditions:
         for one in fields(self):
             mine, theirs = getattr(self, one.name), getattr(other, one.name)
             if one.name in ("cfg", "tau"):
-                is_same = mine is not None and theirs is not None and are_close(mine, theirs)
+                is_same = are_close(mine, theirs)
             elif one.name == "top_p":
                 is_same = are_close((mine,), (theirs,))
             elif one.name == "top_k":

@@ -330,7 +330,7 @@ def test_the_named_id_column_must_be_there(tmp_path: Path) -> None:
 
 def test_settings_of_the_wrong_length_are_told_by_key(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "x\n")
-    with pytest.raises(ConfigError, match=r"sampling\.cfg is a list of 2; .*3 entries"):
+    with pytest.raises(ConfigError, match=r"sampling\.cfg: \[1, 2\] is not usable; .*list of 3, one for each scale"):
         plan_input(make_config(input__path=path, sampling__cfg=[1, 2]), num_scales=3)
 
 

@@ -148,7 +148,7 @@ def test_a_certified_file_loads_and_decides_as_it_was_tested(
         ({"dtype": "bfloat16"}, "nothing for this dtype (tested with float32, this run has bfloat16)"),
         ({"num_scales": 9}, "another number of scales"),
         ({"name": "infinity_2b"}, "another model"),
-        ({"cfg": None}, "nothing for this cfg"),
+        ({"cfg": (2.0, 3.0) * 5}, "nothing for this cfg (tested with 2.0, this run has (2.0, 3.0, "),
         ({"grids": ((1, 1),) * 10}, "nothing for this schedule (tested with 1x1 2x2 3x3"),
         ({"top_k": 1}, "nothing for this top_k (tested with 900, this run has 1)"),
         ({"top_p": 0.5}, "nothing for this top_p"),
