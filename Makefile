@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 CONF ?= conf/emoji.yaml
 ARGS ?=
+# Where bytecode is not written, each of the many processes of a run compiles all that it imports: three times the work.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev run verify test test-faults coverage lint format lock parity bench bench-plan bench-driver \
