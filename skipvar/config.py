@@ -159,9 +159,8 @@ class SamplingConfig:
         given: NumberOrList = getattr(self, key)
         if not isinstance(given, list):
             return (float(given),) * num_scales
-        require(
-            len(given) == num_scales, f"sampling.{key}", given, f"a number, or a list of {num_scales}, one for each scale"
-        )
+        accepted = f"a number, or a list of {num_scales}, one for each scale"
+        require(len(given) == num_scales, f"sampling.{key}", given, accepted)
         return tuple(float(number) for number in given)
 
 
