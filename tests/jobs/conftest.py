@@ -6,7 +6,6 @@ import os
 import random
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from faults.running import kill_tree
 
 REPOSITORY = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -71,8 +71,7 @@ def start_head(*, has_dashboard: bool) -> Iterator[RayHead]:
             _wait_until(lambda: _answers(f"{address}/api/version", token["RAY_AUTH_TOKEN"]))
         yield RayHead({**kept, **token, "RAY_ADDRESS": f"127.0.0.1:{gcs}"}, address)
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+        kill_tree(process)  # asked to end, `ray start` may take more than a minute
         shutil.rmtree(folder, ignore_errors=True)
 
 
