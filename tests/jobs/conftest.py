@@ -51,7 +51,11 @@ def start_head(*, has_dashboard: bool) -> Iterator[RayHead]:
     """`ray start --head`, until the block ends. A dashboard is eight processes more."""
     gcs, dashboard, agent, client = _free_ports(4)
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: Ray's sockets must fit in 107 characters
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "RAY_worker_niceness" or not name.startswith("RAY_")
+    }
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     process = subprocess.Popen(
         [
