@@ -24,6 +24,13 @@ PROMPTS = (
     "a dog on a bicycle",
 )
 
+WHOLE_JOBS = ("faults", "jobs", "distributed", "storage")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole jobs come first: they wait the most, and the last file of all should be a short one."""
+    items.sort(key=lambda item: item.path.parent.name not in WHOLE_JOBS)
+
 
 @pytest.fixture(scope="session")
 def make_request() -> Callable[..., Request]:
