@@ -18,7 +18,7 @@ from skipvar.config_file import load_config
 from skipvar.distributed.generate import generate
 from skipvar.distributed.stopping import StopSignal
 
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 600
 
 
 def main(folder: Path, port: int, names: list[str]) -> None:

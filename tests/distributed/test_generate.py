@@ -142,7 +142,7 @@ def test_a_killed_replica_costs_no_row(make_config) -> None:
     config = make_config([f"prompt {n}" for n in range(200)])
 
     def kill_one() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             if len(list((Path(config.output.path) / "data").glob("*"))) >= 3:
                 break
@@ -163,7 +163,7 @@ def test_stopping_leaves_whole_units_and_the_same_command_resumes(make_config) -
     stop = StopSignal()
 
     def stop_soon() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and not list((Path(config.output.path) / "data").glob("*")):
             time.sleep(0.05)
         stop.stop("a test")
@@ -186,7 +186,7 @@ def test_a_run_whose_output_was_taken_over_leaves_its_books_to_the_other(make_co
     output = Path(config.output.path)
 
     def take_over() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and not list((output / "data").glob("*")):
             time.sleep(0.05)
         (output / "_lease" / "000000099.json").write_text("{}")
@@ -291,7 +291,7 @@ def test_ray_data_reads_a_finished_dataset(make_config) -> None:
     )
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     command = [sys.executable, "-c", script, f"{config.output.path}/data"]
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert said.stdout.strip().splitlines()[-1:] == [str(list(range(25)))], said.stderr[-2000:]
 
 

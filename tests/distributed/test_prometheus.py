@@ -30,7 +30,7 @@ def test_the_endpoint_has_every_number_of_a_run(tmp_path: Path) -> None:
         env={**os.environ, "RAY_metrics_report_interval_ms": "500", "RAY_AUTH_MODE": "disabled"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
     lines = {line.partition("{")[0]: line for line in said.stdout.splitlines() if line.startswith("ray_skipvar")}
     assert {f"ray_{name}" for name in waited_for} <= lines.keys(), said.stdout + said.stderr[-2000:]

@@ -28,10 +28,10 @@ def test_the_log_is_there_before_the_last_word(tmp_path: Path, monkeypatch: pyte
     dataset = SimpleNamespace(output=str(tmp_path), storage=None)
     order: Any = SimpleNamespace(dataset=dataset, input=dataset, session="now", wanted_requests=lambda _: 8)
     replica = Replica("replica-0", FakeEngine, order, 1)
-    assert isinstance(replica._outbox.get(timeout=20)[0], Started)
+    assert isinstance(replica._outbox.get(timeout=60)[0], Started)
     replica_module.logger.info("a line")
     assert replica._worker is not None
     replica._worker.post(Stop())
-    assert isinstance(replica._outbox.get(timeout=20)[0], Stopped)
+    assert isinstance(replica._outbox.get(timeout=60)[0], Stopped)
     assert [path.read_text().count("a line") for path in (tmp_path / "_log").iterdir()] == [1]
     assert not list((tmp_path / "_tmp").iterdir())

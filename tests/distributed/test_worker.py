@@ -81,7 +81,7 @@ class Bench:
 
     def stop(self) -> None:
         self.worker.post(Stop())
-        self.thread.join(timeout=20)
+        self.thread.join(timeout=60)
         assert not self.thread.is_alive()
 
     def run(self, num_units: int) -> None:
@@ -90,7 +90,7 @@ class Bench:
         num_done = 0
         self.supply(*(left.pop(0) for _ in range(min(3, len(left)))), more=bool(left))
         while num_done < num_units:
-            message = self.said.get(timeout=20)
+            message = self.said.get(timeout=60)
             num_done += isinstance(message, UnitDone)
             if isinstance(message, Progress) and left and message.num_unfinished < WANTED:
                 self.supply(left.pop(0), more=bool(left))
@@ -195,7 +195,7 @@ def test_what_is_done_is_told_before_the_end() -> None:
     bench.worker.post(Supply(assignments=tuple(map(assignment, range(1, 20))), is_more_coming=True, report_seconds=60))
     bench.worker.post(Stop())
     gate.set()
-    bench.thread.join(timeout=20)
+    bench.thread.join(timeout=60)
     assert 0 in {message.unit for report in bench.reports for message in report if isinstance(message, UnitDone)}
 
 

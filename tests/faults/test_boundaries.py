@@ -90,7 +90,7 @@ def test_killed(row: str, when: When, calm: dict[object, object], tmp_path: Path
     blow = Blow("kill", method, prefix, when)
     process = context.Process(target=killed, args=(str(tmp_path), str(tmp_path / "out"), blow))
     process.start()
-    process.join(timeout=240)
+    process.join(timeout=900)
     assert process.exitcode == -9
     assert session(make_config(tmp_path, str(tmp_path / "out"))) == 3
     check_whole(str(tmp_path / "out"), calm)

@@ -21,7 +21,7 @@ from faults.running import kill_tree
 
 REPOSITORY = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
-START_SECONDS = 90
+START_SECONDS = 300
 TINY = ("model.path=random:0", "policy=spread", "cluster.replicas.max=1", "output.unit_rows=4", "model.device=cpu")
 """Overrides for conf/emoji.yaml: seeded random weights, one replica, small units."""
 
@@ -107,7 +107,7 @@ def generate(ray_head: RayHead, tmp_path: Path) -> Callable[..., subprocess.Comp
     """Runs jobs.generate on conf/emoji.yaml with overrides, into `tmp_path/out`, on the shared Ray unless it is told
     `cluster.address=local`."""
 
-    def run(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             generate_command(tmp_path / "out", *arguments),
             cwd=REPOSITORY,

@@ -34,7 +34,7 @@ def calibrate(tmp_path: Path) -> Calibrate:
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         asked = command(tmp_path, *arguments)
-        return subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+        return subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
 
     return run
 
@@ -60,7 +60,7 @@ def test_killed_trials_are_resumed_and_become_policies(tmp_path: Path, calibrate
     assert all(row["trial_ssim"].keys() == set(STRATEGY_NAMES) and row["trial_ssim"]["base"] == 1 for row in rows)
     whole = subprocess.run(
         [sys.executable, "-m", "jobs.verify", str(tmp_path / "trials"), "--full"],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert whole.returncode == 0, whole.stdout
     assert "8 prompts put 4 in the test part, too few to certify a share of 0.1" in done.stdout

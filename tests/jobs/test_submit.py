@@ -21,7 +21,7 @@ def submit(head: RayHead, *arguments: str) -> subprocess.CompletedProcess[str]:
     entry = [sys.executable, "-m", "jobs.generate", "conf/emoji.yaml", *arguments]
     command = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *entry]
     kept = {name: value for name, value in head.environment.items() if name != "RAY_ADDRESS"}
-    return subprocess.run(command, cwd=REPOSITORY, env=kept, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=REPOSITORY, env=kept, capture_output=True, text=True, timeout=900)
 
 
 def rows(output: Path) -> dict[int, tuple[str, int, bytes]]:
@@ -39,7 +39,7 @@ def test_a_submitted_job_makes_the_rows_of_a_local_run(head: RayHead, tmp_path: 
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "succeeded" in (submitted.stdout + submitted.stderr).lower()
     command = generate_command(tmp_path / "out", "input.limit=10", "cluster.address=local")
-    local = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    local = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
     assert local.returncode == 0, local.stderr
     assert rows(tmp_path / "cluster") == rows(tmp_path / "out")
     assert sorted(rows(tmp_path / "out")) == list(range(10))

@@ -151,12 +151,12 @@ def test_a_lease_is_taken_released_and_taken_again(tmp_path: Path) -> None:
     assert not lease.beat()
     started = time.monotonic()
     assert acquire(storage, stale_seconds=5).beat()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 4
 
 
 def test_a_living_run_keeps_others_out(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
-    lease = acquire(storage, stale_seconds=0.6)
+    lease = acquire(storage, stale_seconds=2.0)
     stop = threading.Event()
 
     def beat() -> None:
@@ -168,8 +168,8 @@ def test_a_living_run_keeps_others_out(tmp_path: Path) -> None:
     try:
         started = time.monotonic()
         with pytest.raises(LeaseHeldError, match=r"host \S+, process \d+, started"):
-            acquire(storage, stale_seconds=0.6)
-        assert 0.5 < time.monotonic() - started < 2
+            acquire(storage, stale_seconds=2.0)
+        assert 1.9 < time.monotonic() - started < 60
         assert lease.beat()
     finally:
         stop.set()
@@ -181,7 +181,7 @@ def test_a_dead_run_is_taken_over_and_finds_out(tmp_path: Path) -> None:
     dead = acquire(storage, stale_seconds=0.3)
     started = time.monotonic()
     alive = acquire(storage, stale_seconds=0.3)
-    assert 0.25 < time.monotonic() - started < 2
+    assert 0.25 < time.monotonic() - started < 60
     assert alive.beat() and not dead.beat()
     dead.release()  # must not touch what is another's now
     assert alive.beat()
@@ -217,22 +217,22 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     started = time.monotonic()
     assert acquire(LocalStorage(str(tmp_path)), 60).beat()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_of_many_only_one_gets_the_lease(tmp_path: Path) -> None:
     storage = LocalStorage(str(tmp_path))
-    dead = acquire(storage, stale_seconds=0.3)
+    dead = acquire(storage, stale_seconds=1.0)
     outcomes: list[Any] = []
 
     def watch() -> None:
         try:
-            lease = acquire(storage, stale_seconds=0.3)
+            lease = acquire(storage, stale_seconds=1.0)
         except LeaseHeldError as error:
             outcomes.append(error)
             return
         outcomes.append(lease)
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 4
         while time.monotonic() < deadline:
             assert lease.beat()
             time.sleep(0.05)

@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 ACCESS_KEY = "AKIDSKIPVARTESTS"
 SECRET_KEY = "vErY-sEcReT-kEy-0123456789"
 POWERLESS_KEY = "AKIDPOWERLESS"
-START_SECONDS = 60.0
+START_SECONDS = 300.0
 GRPC_OFFSET = 10_000
 """SeaweedFS listens on each port and on this much above it."""
 
