@@ -105,16 +105,16 @@ def test_nodes_come_and_go(cluster: Cluster, tmp_path: Path) -> None:
     job.wait_until(lambda: job.num_units >= 2)
     with job.paused():
         drain(cluster, drained)
-        job.wait_until(lambda: job.log.count("its node is going") == 2)
-    job.wait_until(lambda: job.log.count("was preempted") == 2)
+        job.wait_until(lambda: job.log.count("its node is going") >= 2)
+    job.wait_until(lambda: job.log.count("was preempted") >= 2)
     with job.paused():
         joined = cluster.add_node(num_cpus=2)
-        job.wait_until(lambda: job.log.count(" is up (") == 6)
+        job.wait_until(lambda: job.log.count(" is up (") >= 6)
         before = job.num_units
     job.wait_until(lambda: job.num_units > before)
     with job.paused():
         cluster.remove_node(lost, allow_graceful=False)
-        job.wait_until(lambda: job.log.count("was preempted") == 4)
+        job.wait_until(lambda: job.log.count("was preempted") >= 4)
     log = job.end()
     cluster.remove_node(drained)
     cluster.remove_node(joined)
@@ -122,4 +122,4 @@ def test_nodes_come_and_go(cluster: Cluster, tmp_path: Path) -> None:
     assert rows(str(job.output)) == undisturbed
     assert log.count("publishes what is complete: its node is going") == 2
     assert " is lost (" not in log, "a node that went away counted as a failure"
-    assert log.count("was preempted") == 4
+    assert log.count("was preempted") == 4 and log.count(" is up (") >= 6
